@@ -1,0 +1,6 @@
+//! The planning half of mserve: one description of a model, and everything that can be computed from it.
+//!
+//! Pure by rule: no IO, no clock, no threads, no device. What a caller reads from disk or from NVML comes in as
+//! data and leaves as data, so every figure here can be tested with a table.
+
+pub mod model;

@@ -1,0 +1,69 @@
+//! Llama, Mistral, Qwen2 and Qwen3: pre-norm decoder, grouped-query attention, gated MLP.
+//! They differ in attributes of the spec (biases, QK norm, window), not in structure.
+
+use crate::model::{BufferId, Builder, LayerSpec, ModelSpec, Program, Shard, Task, WeightId};
+
+pub fn program(spec: &ModelSpec) -> Program {
+    let mut p = Builder::new(spec);
+    p.name_prefixes(&["model."]);
+    let (mut x, table) = p.embed("model.embed_tokens");
+    for (i, layer) in spec.layers.iter().enumerate() {
+        x = decoder_layer(&mut p, x, layer, &format!("model.layers.{i}"));
+    }
+    let out = head(&mut p, spec, x, table);
+    p.finish(out)
+}
+
+fn decoder_layer(p: &mut Builder<'_>, x: BufferId, layer: &LayerSpec, w: &str) -> BufferId {
+    let a = &layer.attention;
+    let (q, kv) = (a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim);
+    let kv_shard = Shard::KvHeads { heads: a.num_kv_heads };
+    let h = p.norm(x, &format!("{w}.input_layernorm"));
+    let parts = [
+        (&*format!("{w}.self_attn.q_proj"), q, Shard::Column),
+        (&*format!("{w}.self_attn.k_proj"), kv, kv_shard),
+        (&*format!("{w}.self_attn.v_proj"), kv, kv_shard),
+    ];
+    let weights = p.declare(h, &parts, a.qkv_bias);
+    let qkv = p.linear(h, weights, None);
+    let attention = p.attention_spec(a);
+    let norms = (format!("{w}.self_attn.q_norm"), format!("{w}.self_attn.k_norm"));
+    p.rope_and_store_kv(qkv, attention, a.qk_norm.then_some((&norms.0, &norms.1)));
+    let o = p.attention(qkv, attention);
+    let hidden = p.width(x);
+    let x = p.project(o, &format!("{w}.self_attn.o_proj"), hidden, Shard::Row, a.output_bias, Some(x));
+    let h = p.norm(x, &format!("{w}.post_attention_layernorm"));
+    let inner = layer.mlp.intermediate_size;
+    let parts =
+        [(&*format!("{w}.mlp.gate_proj"), inner, Shard::Column), (&*format!("{w}.mlp.up_proj"), inner, Shard::Column)];
+    let weights = p.declare(h, &parts, layer.mlp.bias);
+    let gate_up = p.linear(h, weights, None);
+    let act = p.gated_act(gate_up, layer.mlp.activation);
+    p.project(act, &format!("{w}.mlp.down_proj"), hidden, Shard::Row, layer.mlp.bias, Some(x))
+}
+
+/// Final norm, then what the task asks for: logits, one vector, or scores.
+pub(super) fn head(p: &mut Builder<'_>, spec: &ModelSpec, x: BufferId, table: WeightId) -> BufferId {
+    match spec.task {
+        Task::Generate => {
+            let last = p.gather_last(x);
+            let h = p.norm(last, "model.norm");
+            let weight = if spec.tied_embeddings {
+                table
+            } else {
+                p.weight("lm_head.weight", &[spec.vocab_size, spec.hidden_size], Shard::Vocab)
+            };
+            p.lm_head(h, weight)
+        }
+        Task::Embed { pooling } => {
+            let h = p.norm(x, "model.norm");
+            let pooled = p.pool(h, pooling);
+            p.l2_normalize(pooled)
+        }
+        Task::Classify { labels } => {
+            let last = p.gather_last(x);
+            let h = p.norm(last, "model.norm");
+            p.project(h, "score", labels, Shard::Replicated, false, None)
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The narrow waist: all that the engine and a device know of each other.
+
+use super::SamplingParams;
+use std::sync::Arc;
+
+/// What a backend tells the engine about itself, fixed after loading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// Logits per row for generation; vector width for embedding; labels for classification.
+    pub output_width: usize,
+    pub vocab_size: usize,
+    /// Tokens per KV block. Slots are `block * block_size + offset`.
+    pub block_size: usize,
+    /// KV blocks of the pool. 0 for models that keep no cache.
+    pub num_blocks: usize,
+    /// Bytes of the KV pool, for the plan-against-actual line.
+    pub kv_cache_bytes: u64,
+    /// Longest sequence (prompt and output) that the model accepts.
+    pub max_model_len: usize,
+    /// Where it runs, for people: `cpu (2 threads)`, `NVIDIA H200`.
+    pub device: String,
+}
+
+/// One step: T tokens of S sequences, decode rows first, then prefill chunks.
+#[derive(Debug, Default)]
+pub struct StepBatch {
+    /// `[T]`
+    pub token_ids: Vec<u32>,
+    /// `[T]` position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// `[T]` where each token's K and V go. Empty for models without a cache.
+    pub slot_mapping: Vec<u32>,
+    pub sequences: Vec<StepSequence>,
+    /// Block tables of all sequences, end to end; a sequence names its range.
+    pub block_tables: Vec<u32>,
+}
+
+#[derive(Debug)]
+pub struct StepSequence {
+    /// First of this sequence's rows in the step.
+    pub query_start: usize,
+    /// Its tokens in this step: 1 for decode, the chunk length for prefill.
+    pub query_len: usize,
+    /// Its tokens in the cache once this step has written: earlier ones plus `query_len`.
+    pub context_len: usize,
+    /// Range of [`StepBatch::block_tables`].
+    pub block_table: std::ops::Range<usize>,
+    /// Set when the step should return something for this sequence: false for a prefill chunk that is not the last.
+    pub wants_output: bool,
+    /// How to pick the next token. `None` for embedding and classification: the row itself is returned.
+    pub sampling: Option<RowSampling>,
+}
+
+/// All that choosing one token needs, so that a device may do it without asking back.
+#[derive(Debug, Clone)]
+pub struct RowSampling {
+    pub params: Arc<SamplingParams>,
+    /// Seed of this sequence; with `step` it makes the random number, whatever else runs beside it.
+    pub seed: u64,
+    /// Tokens generated so far.
+    pub step: u64,
+    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for.
+    pub prompt_token_ids: Arc<[u32]>,
+    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for.
+    pub output_token_ids: Vec<u32>,
+    /// Tokens that must not be chosen now (end-of-sequence before `min_tokens`).
+    pub forbidden_token_ids: Vec<u32>,
+}
+
+/// What came out for one sequence that wanted output, in the order of the step's sequences.
+#[derive(Debug, Clone)]
+pub enum RowOutput {
+    Token(SampledToken),
+    /// An embedding or class scores.
+    Vector(Vec<f32>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    pub token_id: u32,
+    /// Of the chosen token, from the distribution before temperature and truncation; when logprobs were asked for.
+    pub logprob: Option<TokenLogprob>,
+    /// The most likely tokens, best first; as many as `logprobs` asked for.
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogprob {
+    pub token_id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Place in the order of likelihood, from 1.
+    pub rank: u32,
+}
+
+/// A device that runs steps. Called from one thread only, the engine's.
+pub trait Backend: Send {
+    fn info(&self) -> &BackendInfo;
+
+    /// Run one step and return one [`RowOutput`] per sequence with `wants_output`, in order.
+    ///
+    /// # Errors
+    /// A failed step fails the requests in it. After a `fatal` error the engine stops and the process ends.
+    fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {what}{}", if *.fatal { " (the device cannot go on; the worker ends)" } else { "" })]
+pub struct BackendError {
+    pub device: String,
+    pub what: String,
+    /// The device is unusable from here on.
+    pub fatal: bool,
+}
