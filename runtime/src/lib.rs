@@ -4,3 +4,4 @@
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
 pub mod engine;
+pub mod worker;
