@@ -2,5 +2,6 @@
 
 pub mod cli;
 pub mod commands;
+pub mod control;
 pub mod exit;
 pub mod status;
