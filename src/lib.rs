@@ -5,3 +5,4 @@ pub mod commands;
 pub mod control;
 pub mod exit;
 pub mod status;
+pub mod supervisor;
