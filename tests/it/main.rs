@@ -1,1 +1,2 @@
-
+mod mock_worker;
+mod supervisor;
