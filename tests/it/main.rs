@@ -1,2 +1,4 @@
+mod mock_upstream;
 mod mock_worker;
+mod router;
 mod supervisor;
