@@ -11,6 +11,8 @@ use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// hyper's own bound ([`super::listener`]) is on what it buffers while a head is incomplete.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_URI_BYTES: usize = 8 * 1024;
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -30,6 +32,12 @@ fn admit(access: &Access, request: &Request) -> Result<(), ApiError> {
         return Err(ApiError::invalid(StatusCode::URI_TOO_LONG, "uri_too_long", message));
     }
     let headers = request.headers();
+    let head_bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if head_bytes > MAX_HEAD_BYTES {
+        let message = format!("the request's headers are longer than {MAX_HEAD_BYTES} bytes");
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        return Err(ApiError::invalid(status, "headers_too_large", message));
+    }
     match access {
         Access::Key(key) if !WITHOUT_KEY.contains(&request.uri().path()) && !has_key(headers, key) => {
             return Err(ApiError::unauthorized());
