@@ -1,3 +1,4 @@
+mod house;
 mod mock_upstream;
 mod mock_worker;
 mod router;
