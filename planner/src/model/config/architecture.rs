@@ -94,7 +94,7 @@ fn labels(root: &Fields<'_>) -> Result<u64, ConfigError> {
         return if range.contains(&count) {
             Ok(count)
         } else {
-            Err(root.out_of_range("id2label", format!("an object with {count} labels"), expected))
+            Err(root.out_of_range("id2label", &format!("an object with {count} labels"), expected))
         };
     }
     Ok(root.uint(&["num_labels"], range)?.unwrap_or(2))

@@ -117,7 +117,7 @@ fn kv_heads(family: Family, text: &Fields<'_>, heads: u64, nested_default: Optio
     };
     if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of num_attention_heads, {heads}");
-        return Err(text.out_of_range(NAMES[0], kv_heads, expected));
+        return Err(text.out_of_range(NAMES[0], &kv_heads, expected));
     }
     Ok(kv_heads)
 }
@@ -129,7 +129,7 @@ fn head_dim(text: &Fields<'_>, hidden: u64, heads: u64, nested_default: Option<u
         None => quotient(text, hidden, heads)?,
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(text.out_of_range("head_dim", head_dim, "an even number: rotary positions turn pairs"));
+        return Err(text.out_of_range("head_dim", &head_dim, "an even number: rotary positions turn pairs"));
     }
     Ok(head_dim)
 }
@@ -139,7 +139,7 @@ pub(super) fn quotient(fields: &Fields<'_>, hidden: u64, heads: u64) -> Result<u
     let head_dim = hidden / heads;
     if !hidden.is_multiple_of(heads) || !limits::HEAD_DIM.contains(&head_dim) {
         let expected = format!("{heads} (num_attention_heads) times a head size of 1 to {}", limits::HEAD_DIM.end());
-        return Err(fields.out_of_range("hidden_size", hidden, expected));
+        return Err(fields.out_of_range("hidden_size", &hidden, expected));
     }
     Ok(head_dim)
 }
@@ -239,7 +239,7 @@ fn tied(root: &Fields<'_>, text: &Fields<'_>, family: Family) -> Result<bool, Co
 /// Embedding models made of a causal one (gte-Qwen2) say so: every token sees every token.
 fn bidirectional(text: &Fields<'_>) -> Result<bool, ConfigError> {
     if text.boolean("use_bidirectional_attention")? == Some(true) {
-        return Err(text.unsupported("use_bidirectional_attention", true, "supported: false"));
+        return Err(text.unsupported("use_bidirectional_attention", &true, "supported: false"));
     }
     Ok(text.boolean("is_causal")? == Some(false))
 }

@@ -42,14 +42,14 @@ fn refuse_variants(root: &Fields<'_>) -> Result<(), ConfigError> {
     }
     for field in ["is_decoder", "add_cross_attention"] {
         if root.boolean(field)? == Some(true) {
-            return Err(root.unsupported(field, true, "supported: false"));
+            return Err(root.unsupported(field, &true, "supported: false"));
         }
     }
     match quantization::read(root)? {
         Quantization::None => Ok(()),
         other => {
             let value = format!("{other:?}");
-            Err(root.unsupported("quantization_config", value, "supported for encoders: none"))
+            Err(root.unsupported("quantization_config", &value, "supported for encoders: none"))
         }
     }
 }
@@ -64,7 +64,7 @@ fn positions(family: Family, root: &Fields<'_>, vocab: u64) -> Result<(Positions
     };
     if rows <= offset {
         let expected = format!("more than the {offset} rows that padding takes");
-        return Err(root.out_of_range(FIELD, rows, expected));
+        return Err(root.out_of_range(FIELD, &rows, expected));
     }
     let token_types = root.uint(&["type_vocab_size"], limits::TOKEN_TYPES)?.unwrap_or(2);
     Ok((Positions::Learned { rows, offset, token_types }, rows - offset))

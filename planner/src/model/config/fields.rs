@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
             Some(other) => return Err(self.wrong_type(name, other, expected)),
         };
         if list.len() as u64 != len {
-            return Err(self.out_of_range(name, format!("a list of {}", list.len()), expected));
+            return Err(self.out_of_range(name, &format!("a list of {}", list.len()), expected));
         }
         list.iter().map(|value| self.checked_float(name, value, range.clone())).collect()
     }
@@ -164,11 +164,21 @@ impl<'a> Fields<'a> {
         ConfigError::WrongType { field: self.path(name), found: kind(found).to_owned(), expected: expected.into() }
     }
 
-    pub(super) fn out_of_range(&self, name: &str, value: impl ToString, expected: impl Into<String>) -> ConfigError {
+    pub(super) fn out_of_range(
+        &self,
+        name: &str,
+        value: &(impl ToString + ?Sized),
+        expected: impl Into<String>,
+    ) -> ConfigError {
         ConfigError::OutOfRange { field: self.path(name), value: value.to_string(), expected: expected.into() }
     }
 
-    pub(super) fn unsupported(&self, name: &str, value: impl ToString, supported: impl Into<String>) -> ConfigError {
+    pub(super) fn unsupported(
+        &self,
+        name: &str,
+        value: &(impl ToString + ?Sized),
+        supported: impl Into<String>,
+    ) -> ConfigError {
         // A value may be any text of the file: keep messages to one screen.
         let value: String = value.to_string().chars().take(120).collect();
         ConfigError::Unsupported { field: self.path(name), value, supported: supported.into() }

@@ -84,7 +84,7 @@ fn layer_types(fields: &Fields<'_>, layers: u64) -> Result<Option<Vec<bool>>, Co
     let Some(list) = fields.list(FIELD)? else { return Ok(None) };
     if list.len() as u64 != layers {
         let expected = format!("one entry for each of the {layers} layers");
-        return Err(fields.out_of_range(FIELD, format!("a list of {}", list.len()), expected));
+        return Err(fields.out_of_range(FIELD, &format!("a list of {}", list.len()), expected));
     }
     let kinds = list.iter().map(|kind| match kind {
         Value::String(s) if s == "full_attention" => Ok(false),

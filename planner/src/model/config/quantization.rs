@@ -31,7 +31,7 @@ fn integers(q: &Fields<'_>) -> Result<Quantization, ConfigError> {
     const GROUP: &str = "group_size";
     let bits = q.required_uint(&["bits", "w_bit"], 2..=8)?;
     if ![2, 3, 4, 8].contains(&bits) {
-        return Err(q.out_of_range("bits", bits, "2, 3, 4 or 8"));
+        return Err(q.out_of_range("bits", &bits, "2, 3, 4 or 8"));
     }
     // -1: one group for a whole row.
     if q.value(GROUP).and_then(Value::as_i64) == Some(-1) {
@@ -76,7 +76,7 @@ fn compressed_tensors(q: &Fields<'_>) -> Result<Quantization, ConfigError> {
         }
         (kind, bits) => {
             let value = format!("{bits}-bit {}", kind.map_or("?", |(_, kind)| kind));
-            Err(q.unsupported(GROUPS, value, SUPPORTED))
+            Err(q.unsupported(GROUPS, &value, SUPPORTED))
         }
     }
 }

@@ -53,7 +53,7 @@ fn rotary_dim(fields: &Fields<'_>, parameters: Option<&Fields<'_>>, head_dim: u6
     let dim = (head_dim as f64 * factor) as u64;
     if dim < 2 || !dim.is_multiple_of(2) {
         let value = format!("{factor} of a head_dim of {head_dim}");
-        return Err(fields.out_of_range(FIELD, value, "an even number of rotated dimensions, 2 or more"));
+        return Err(fields.out_of_range(FIELD, &value, "an even number of rotated dimensions, 2 or more"));
     }
     Ok(dim)
 }
@@ -107,7 +107,7 @@ fn llama3(fields: &Fields<'_>, scaling: &Fields<'_>) -> Result<RopeScaling, Conf
     let low = scaling.required_float("low_freq_factor", limits::POSITIVE)?;
     let high = scaling.required_float("high_freq_factor", limits::POSITIVE)?;
     if high <= low {
-        return Err(scaling.out_of_range("high_freq_factor", high, format!("a number above low_freq_factor, {low}")));
+        return Err(scaling.out_of_range("high_freq_factor", &high, format!("a number above low_freq_factor, {low}")));
     }
     Ok(RopeScaling::Llama3 {
         factor: factor(scaling)?,
@@ -120,7 +120,7 @@ fn llama3(fields: &Fields<'_>, scaling: &Fields<'_>) -> Result<RopeScaling, Conf
 /// Peng et al. 2023, arXiv:2309.00071; defaults as in transformers' `modeling_rope_utils.py`.
 fn yarn(fields: &Fields<'_>, scaling: &Fields<'_>) -> Result<RopeScaling, ConfigError> {
     if scaling.boolean("truncate")? == Some(false) {
-        return Err(scaling.unsupported("truncate", false, "supported: true"));
+        return Err(scaling.unsupported("truncate", &false, "supported: true"));
     }
     if scaling.value("llama_4_scaling_beta").is_some() {
         return Err(scaling.unsupported("llama_4_scaling_beta", "set", "supported: YaRN without it"));
