@@ -3,8 +3,8 @@
 use super::*;
 use crate::model::{Mask, Positions, RopeScaling, Task, families};
 
-const VICUNA: &str = include_str!("../../../tests/fixtures/configs/vicuna-13b-v1.5-16k.json");
-const RERANKER: &str = include_str!("../../../tests/fixtures/configs/bge-reranker-v2-m3.json");
+const VICUNA: &str = include_str!("../../../tests/fixtures/configs/lmsys__vicuna-13b-v1.5-16k.json");
+const RERANKER: &str = include_str!("../../../tests/fixtures/configs/BAAI__bge-reranker-v2-m3.json");
 
 fn parse(text: &str) -> Result<ModelSpec, ConfigError> {
     parse_config(text.as_bytes())
