@@ -1,5 +1,6 @@
 //! From `config.json` to [`ModelSpec`] to [`Program`]: the one place where a model is described.
 
+pub mod checkpoint;
 mod config;
 mod dtype;
 pub mod families;
