@@ -4,4 +4,5 @@
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
 pub mod engine;
+pub mod tokenizer;
 pub mod worker;
