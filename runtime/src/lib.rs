@@ -4,5 +4,6 @@
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
 pub mod engine;
+pub mod server;
 pub mod tokenizer;
 pub mod worker;

@@ -13,8 +13,8 @@ pub struct StopMatcher {
 pub enum StopOutcome {
     /// Text that is certainly before any stop string.
     Text(String),
-    /// A stop string was found; this is the text before it. Nothing follows.
-    Stopped { text: String },
+    /// `stop` was found; this is the text before it. Nothing follows.
+    Stopped { text: String, stop: String },
 }
 
 impl StopMatcher {
@@ -29,10 +29,11 @@ impl StopMatcher {
         }
         self.held.push_str(piece);
         // The match that ends first, as when looking after every character; of those the one that begins first.
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop).map(|at| (at + stop.len(), at))).min();
-        if let Some((_, at)) = found {
+        let matches = self.stops.iter().filter_map(|stop| self.held.find(stop).map(|at| (at + stop.len(), at, stop)));
+        if let Some((_, at, stop)) = matches.min() {
+            let stop = stop.clone();
             self.held.truncate(at);
-            return StopOutcome::Stopped { text: std::mem::take(&mut self.held) };
+            return StopOutcome::Stopped { text: std::mem::take(&mut self.held), stop };
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
@@ -69,7 +70,7 @@ mod tests {
         for piece in pieces {
             match matcher.push(piece) {
                 StopOutcome::Text(text) => out.push_str(&text),
-                StopOutcome::Stopped { text } => return (out + &text, true),
+                StopOutcome::Stopped { text, .. } => return (out + &text, true),
             }
         }
         (out + &matcher.flush(), false)

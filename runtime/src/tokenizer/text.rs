@@ -104,7 +104,7 @@ impl Tokenizer {
     }
 
     fn encode_with(&self, text: &str, max_tokens: usize, add_special: bool) -> Result<Vec<u32>, EncodeError> {
-        if text.len() / self.longest_token_bytes > max_tokens {
+        if text.len() > self.max_text_bytes(max_tokens) {
             return Err(EncodeError::TooLong { bytes: text.len(), max_tokens });
         }
         let encoding =
@@ -130,6 +130,11 @@ impl Tokenizer {
                 _ => token.replace('\u{2581}', " ").into_bytes(),
             },
         }
+    }
+
+    /// A text with more bytes than this cannot fit `max_tokens`.
+    pub fn max_text_bytes(&self, max_tokens: usize) -> usize {
+        max_tokens.saturating_add(1).saturating_mul(self.longest_token_bytes)
     }
 
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
