@@ -85,13 +85,14 @@ async fn whole(mut deltas: Deltas, head: &Head, begin: Vec<String>, n: usize) ->
         tokens.extend(delta.tokens);
         *finish = delta.finish;
     }
-    let choice = |(index, (text, tokens, finish)): (usize, (String, Vec<TokenInfo>, Option<Finish>))| CompletionChoice {
-        index,
-        text,
-        logprobs: head.logprobs.then(|| CompletionLogprobs::new(tokens, &mut 0)),
-        finish_reason: finish.as_ref().map(|finish| finish.reason),
-        stop_reason: Some(finish.map_or(Value::Null, |finish| finish.stop_reason)),
-    };
+    let choice =
+        |(index, (text, tokens, finish)): (usize, (String, Vec<TokenInfo>, Option<Finish>))| CompletionChoice {
+            index,
+            text,
+            logprobs: head.logprobs.then(|| CompletionLogprobs::new(tokens, &mut 0)),
+            finish_reason: finish.as_ref().map(|finish| finish.reason),
+            stop_reason: Some(finish.map_or(Value::Null, |finish| finish.stop_reason)),
+        };
     let choices = choices.into_iter().enumerate().map(choice).collect();
     Ok(Json(head.answer(choices, UsageField::Is(usage.total()))).into_response())
 }

@@ -98,7 +98,9 @@ impl Fields {
     pub fn refuse(&self, name: &str, why: &str) -> Result<(), ApiError> {
         match self.raw(name) {
             None | Some("false" | "[]" | "{}" | "\"\"") => Ok(()),
-            Some(_) => Err(ApiError::field(name, format!("{name} is not supported{why}")).code("unsupported_parameter")),
+            Some(_) => {
+                Err(ApiError::field(name, format!("{name} is not supported{why}")).code("unsupported_parameter"))
+            }
         }
     }
 }
@@ -132,10 +134,14 @@ mod tests {
     fn errors_name_the_field_and_what_would_do() {
         let fields = fields(r#"{"t": "hot", "n": 3, "x": 1e999, "s": 1.5}"#);
         let text = |error: ApiError| format!("{:?} {:?} {}", error.param.unwrap(), error.code.unwrap(), error.message);
-        assert_eq!(text(fields.number("t", 0.0..=2.0).unwrap_err()),
-                   r#""t" "invalid_type" t must be a number from 0 to 2"#);
-        assert_eq!(text(fields.integer("n", 0..=2).unwrap_err()),
-                   r#""n" "invalid_value" n is 3; it must be an integer from 0 to 2"#);
+        assert_eq!(
+            text(fields.number("t", 0.0..=2.0).unwrap_err()),
+            r#""t" "invalid_type" t must be a number from 0 to 2"#
+        );
+        assert_eq!(
+            text(fields.integer("n", 0..=2).unwrap_err()),
+            r#""n" "invalid_value" n is 3; it must be an integer from 0 to 2"#
+        );
         assert_eq!(fields.number("x", 0.0..=2.0).unwrap_err().code, Some("invalid_type"));
         assert_eq!(fields.integer("s", 0..=2).unwrap_err().code, Some("invalid_type"));
     }

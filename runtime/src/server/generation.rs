@@ -5,8 +5,8 @@ use super::logprobs::TokenInfo;
 use super::state::ServedModel;
 use crate::engine::{FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenStream, Usage};
 use crate::tokenizer::{IncrementalDetokenizer, StopMatcher, StopOutcome, Tokenizer};
-use futures::stream::{BoxStream, SelectAll, StreamExt, select_all};
 use futures::FutureExt;
+use futures::stream::{BoxStream, SelectAll, StreamExt, select_all};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -165,7 +165,9 @@ impl Choice {
                 if delta.finish.is_none() {
                     delta.text.push_str(&self.stop.flush());
                     let (reason, stop_reason) = match reason {
-                        FinishReason::Stop { stop_token_id } => ("stop", stop_token_id.map_or(Value::Null, Value::from)),
+                        FinishReason::Stop { stop_token_id } => {
+                            ("stop", stop_token_id.map_or(Value::Null, Value::from))
+                        }
                         FinishReason::Length => ("length", Value::Null),
                     };
                     delta.finish = Some(Finish { reason, stop_reason, usage });

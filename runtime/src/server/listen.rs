@@ -72,7 +72,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
         }
     }
     drop(listener);
-    drop(closing.send(true));
+    closing.send_replace(true);
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.close_timeout, all).await.is_err() {
         tracing::warn!("some connections did not end in time and are cut");

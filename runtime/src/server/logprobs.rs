@@ -54,8 +54,10 @@ struct ChatTokenLogprob {
 
 impl From<Vec<TokenInfo>> for ChatLogprobs {
     fn from(tokens: Vec<TokenInfo>) -> Self {
-        let content =
-            tokens.into_iter().map(|token| ChatTokenLogprob { chosen: token.chosen, top_logprobs: token.top }).collect();
+        let content = tokens
+            .into_iter()
+            .map(|token| ChatTokenLogprob { chosen: token.chosen, top_logprobs: token.top })
+            .collect();
         Self { content }
     }
 }

@@ -19,7 +19,8 @@ impl Prompts {
     /// # Errors
     /// 400 when the field is missing, of another form, empty, or holds more than `limit` prompts.
     pub fn parse(fields: &Fields, name: &'static str, limit: usize) -> Result<Self, ApiError> {
-        let missing = || ApiError::field(name, format!("{name} is required: {FORMS}")).code("missing_required_parameter");
+        let missing =
+            || ApiError::field(name, format!("{name} is required: {FORMS}")).code("missing_required_parameter");
         let text = fields.raw(name).ok_or_else(missing)?;
         let inner = text.strip_prefix('[').map(|rest| rest.trim_start().chars().next());
         let prompts = match inner {
@@ -36,7 +37,10 @@ impl Prompts {
             return Err(ApiError::field(name, format!("{name} is empty")));
         }
         if prompts.len() > limit {
-            return Err(ApiError::field(name, format!("{name} has {} entries, and the limit is {limit}", prompts.len())));
+            return Err(ApiError::field(
+                name,
+                format!("{name} has {} entries, and the limit is {limit}", prompts.len()),
+            ));
         }
         Ok(prompts)
     }
@@ -115,8 +119,21 @@ mod tests {
 
     #[test]
     fn others_are_refused() {
-        for value in ["null", "1", "{}", "[]", "[[]]", "[[1], []]", "[1, \"a\"]", "[\"a\", 1]", "[-1]", "[1.5]",
-                      "[4294967296]", "[true]", "[\"a\", \"b\", \"c\", \"d\"]"] {
+        for value in [
+            "null",
+            "1",
+            "{}",
+            "[]",
+            "[[]]",
+            "[[1], []]",
+            "[1, \"a\"]",
+            "[\"a\", 1]",
+            "[-1]",
+            "[1.5]",
+            "[4294967296]",
+            "[true]",
+            "[\"a\", \"b\", \"c\", \"d\"]",
+        ] {
             assert_eq!(parse(value).unwrap_err().param.as_deref(), Some("prompt"), "{value}");
         }
     }

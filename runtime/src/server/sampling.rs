@@ -106,8 +106,19 @@ fn logit_bias(fields: &Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>, Api
 
 fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
     for name in [
-        "tools", "functions", "audio", "suffix", "prompt_logprobs", "use_beam_search", "truncate_prompt_tokens",
-        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "prompt_embeds",
+        "tools",
+        "functions",
+        "audio",
+        "suffix",
+        "prompt_logprobs",
+        "use_beam_search",
+        "truncate_prompt_tokens",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "structured_outputs",
+        "prompt_embeds",
         "continue_final_message",
     ] {
         fields.refuse(name, "")?;

@@ -115,9 +115,9 @@ impl ServerState {
     /// # Errors
     /// 503 while loading.
     pub fn model(&self) -> Result<&ServedModel, ApiError> {
-        self.model.get().ok_or_else(|| {
-            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the model is still loading").code("loading")
-        })
+        self.model
+            .get()
+            .ok_or_else(|| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the model is still loading").code("loading"))
     }
 
     /// Requests that have not been answered in full.

@@ -71,7 +71,10 @@ fn a_switch_reaches_the_template() {
 
 #[test]
 fn blocks_are_trimmed_as_transformers_does() {
-    assert_eq!(render("{% for m in messages %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n").unwrap(), "hi\n");
+    assert_eq!(
+        render("{% for m in messages %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n").unwrap(),
+        "hi\n"
+    );
 }
 
 #[test]

@@ -158,7 +158,11 @@ mod tests {
     /// `é` is Ã ©, `€` is â Ĥ ¬, `😀` is ð Ł ĺ Ģ in the byte alphabet.
     fn byte_level() -> Arc<Tokenizer> {
         let vocab = ["<s>", "a", "Ġb", "Ã", "©", "â", "Ĥ", "¬", "ð", "Ł", "ĺ", "Ģ", "ðŁĺ", "Ģx", "ÿ", "ï¿½"];
-        bpe(&vocab, false, &json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}))
+        bpe(
+            &vocab,
+            false,
+            &json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}),
+        )
     }
 
     fn llama_like() -> Arc<Tokenizer> {

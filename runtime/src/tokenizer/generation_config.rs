@@ -83,11 +83,7 @@ impl Reader<'_> {
 ///
 /// # Errors
 /// An id outside the vocabulary.
-pub fn eos_token_ids(
-    files: &ModelFiles,
-    tokenizer: &Tokenizer,
-    vocab_size: usize,
-) -> Result<Vec<u32>, TokenizerError> {
+pub fn eos_token_ids(files: &ModelFiles, tokenizer: &Tokenizer, vocab_size: usize) -> Result<Vec<u32>, TokenizerError> {
     let generation = Reader { path: files.dir.join("generation_config.json"), object: &files.generation_config };
     let config = Reader { path: files.dir.join("config.json"), object: &files.config };
     let mut ids = generation.token_ids("eos_token_id", vocab_size)?;

@@ -107,7 +107,8 @@ mod tests {
     fn like_python() {
         let value = json!({"a": [1, "é<"], "b": {}, "c": [], "d": [{}]});
         assert_eq!(dumps(&value, None).unwrap(), r#"{"a": [1, "é<"], "b": {}, "c": [], "d": [{}]}"#);
-        let indented = "{\n  \"a\": [\n    1,\n    \"é<\"\n  ],\n  \"b\": {},\n  \"c\": [],\n  \"d\": [\n    {}\n  ]\n}";
+        let indented =
+            "{\n  \"a\": [\n    1,\n    \"é<\"\n  ],\n  \"b\": {},\n  \"c\": [],\n  \"d\": [\n    {}\n  ]\n}";
         assert_eq!(dumps(&value, Some(2)).unwrap(), indented);
     }
 }

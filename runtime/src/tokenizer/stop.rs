@@ -55,7 +55,11 @@ impl StopMatcher {
 
 /// Bytes of the longest proper prefix of `stop` that `text` ends with.
 fn overlap(text: &str, stop: &str) -> usize {
-    stop.char_indices().map(|(at, _)| at).rev().find(|&len| len <= text.len() && text.ends_with(&stop[..len])).unwrap_or(0)
+    stop.char_indices()
+        .map(|(at, _)| at)
+        .rev()
+        .find(|&len| len <= text.len() && text.ends_with(&stop[..len]))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

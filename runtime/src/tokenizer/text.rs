@@ -43,15 +43,13 @@ impl Tokenizer {
     /// No file, too large, not a tokenizer, or one of another vocabulary.
     pub fn load(files: &ModelFiles, vocab_size: usize) -> Result<Self, TokenizerError> {
         let path = files.dir.join("tokenizer.json");
-        let bytes = read_capped(&path, MAX_TOKENIZER_BYTES)?
-            .ok_or_else(|| TokenizerError::Missing { path: path.clone() })?;
+        let bytes =
+            read_capped(&path, MAX_TOKENIZER_BYTES)?.ok_or_else(|| TokenizerError::Missing { path: path.clone() })?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|e| TokenizerError::Parse { path: path.clone(), what: e.to_string() })?;
         // Files of encoders often carry a truncation and a padding of their training.
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Parse { path: path.clone(), what: e.to_string() })?;
+        inner.with_truncation(None).map_err(|e| TokenizerError::Parse { path: path.clone(), what: e.to_string() })?;
         let vocabulary = inner.get_vocab(true);
         let last = vocabulary.iter().max_by_key(|&(_, &id)| id);
         match last {
@@ -107,8 +105,7 @@ impl Tokenizer {
         if text.len() > self.max_text_bytes(max_tokens) {
             return Err(EncodeError::TooLong { bytes: text.len(), max_tokens });
         }
-        let encoding =
-            self.inner.encode_fast(text, add_special).map_err(|e| EncodeError::Tokenizer(e.to_string()))?;
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| EncodeError::Tokenizer(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
