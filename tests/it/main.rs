@@ -1,1 +1,5 @@
-
+mod house;
+mod mock_upstream;
+mod mock_worker;
+mod router;
+mod supervisor;
