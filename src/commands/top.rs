@@ -1,16 +1,23 @@
-use crate::exit::Failure;
-use crate::tui::{self, Charset, Outcome, Palette, Plain, Replay, Source, Theme, TuiOptions};
+use crate::control::{Client, LogsQuery};
+use crate::status::{LogLine, SCHEMA, Status};
+use crate::tui::{self, Action, Charset, Outcome, Palette, Plain, Replay, Source, Theme, TuiOptions};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Columns of the plain table where neither terminal nor `$COLUMNS` says.
 const PLAIN_WIDTH: u16 = 120;
+/// Log lines asked for at once; what a second brings beyond this is counted as missed.
+const LOG_LINES: usize = 2_000;
 
 #[derive(Debug, Args)]
 pub struct TopArgs {
+    /// Port of the deployment, where several run.
+    #[arg(short, long)]
+    port: Option<u16>,
     /// Print one table (or with --json one object) and end.
     #[arg(long)]
     once: bool,
@@ -48,17 +55,74 @@ pub enum ColorWhen {
     Never,
 }
 
+/// A deployment over its launcher's control socket. When that launcher is gone and another serves on the same port,
+/// the dashboard goes on with the new one.
+#[derive(Debug)]
+pub struct Live {
+    client: Mutex<Client>,
+}
+
+impl Live {
+    pub fn new(client: Client) -> Self {
+        Self { client: Mutex::new(client) }
+    }
+
+    fn client(&self) -> Client {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn client_of_living(&self) -> anyhow::Result<Client> {
+        let client = self.client();
+        if client.deployment().is_alive() {
+            return Ok(client);
+        }
+        let successor = Client::discover(Some(client.deployment().port))?;
+        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = successor.clone();
+        Ok(successor)
+    }
+}
+
+impl Source for Live {
+    async fn status(&self) -> anyhow::Result<Option<Status>> {
+        let status = self.client_of_living()?.status().await?;
+        if status.schema != SCHEMA {
+            let (theirs, version) = (status.schema, status.version);
+            anyhow::bail!("the launcher (mserve {version}) speaks schema {theirs}, this mserve {SCHEMA}");
+        }
+        Ok(Some(status))
+    }
+
+    async fn logs(&self, after: Option<u64>) -> anyhow::Result<Vec<LogLine>> {
+        self.client().logs(&LogsQuery { replica: None, after, lines: Some(LOG_LINES) }).await
+    }
+
+    async fn act(&self, action: Action) -> anyhow::Result<String> {
+        match action {
+            Action::RestartReplica { id } => {
+                self.client().restart(&id).await?;
+                Ok(format!("{id} restarts"))
+            }
+            Action::StopDeployment => {
+                self.client().stop(None).await?;
+                Ok("the deployment stops once running requests are done".to_owned())
+            }
+        }
+    }
+}
+
 pub fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let Some(path) = &args.replay else {
-        return Err(Failure::usage("no deployment is running").hint("start one with `mserve launch`").into());
-    };
-    let replay = Replay::open(path)?;
-    runtime.block_on(show(replay, args))
+    match &args.replay {
+        Some(path) => runtime.block_on(show(Replay::open(path)?, args)),
+        None => {
+            let client = Client::discover(args.port)?;
+            runtime.block_on(show(Live::new(client), args))
+        }
+    }
 }
 
 async fn show<S: Source>(source: S, args: TopArgs) -> anyhow::Result<ExitCode> {

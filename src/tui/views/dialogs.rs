@@ -45,7 +45,7 @@ fn confirm_restart<'a>(state: &State, id: &str, theme: &Theme) -> Text<'a> {
     let replica = state.replicas().iter().find(|replica| replica.id == id);
     let cost = match replica.map(|replica| replica.in_flight) {
         Some(0) => "Nothing is in flight there.".to_owned(),
-        Some(n) => format!("{} in flight there.", requests(n)),
+        Some(n) => format!("{} in flight there get the drain time to finish.", requests(n)),
         None => "It is not in the newest snapshot.".to_owned(),
     };
     Text::from(vec![
@@ -62,7 +62,7 @@ fn confirm_stop<'a>(state: &State, typed: &str, theme: &Theme) -> Text<'a> {
     let endpoint = state.status.as_ref().map_or("", |status| &status.endpoint).to_owned();
     Text::from(vec![
         Line::styled(format!("Stop the deployment at {endpoint}?"), theme.strong()),
-        Line::from(format!("{replicas} replicas end; {} in flight.", requests(in_flight))),
+        Line::from(format!("{replicas} replicas end; {} in flight may finish first.", requests(in_flight))),
         Line::default(),
         Line::from(vec![
             Span::raw(format!("Type {STOP_WORD}: ")),

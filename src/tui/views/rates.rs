@@ -32,7 +32,7 @@ fn panel(state: &State, series: Series, (name, unit): (&str, &str), area: Rect, 
     let axis = state.history.axis(series);
     let title = vec![
         Span::raw(format!("{name} ")),
-        Span::styled(format::or_unknown(now, format::short), theme.strong()),
+        Span::styled(format::or_unknown(now, format::mark), theme.strong()),
         Span::raw(format!(" {unit} ")),
         Span::styled(format!("0-{}", format::mark(axis)), theme.dim()),
     ];
