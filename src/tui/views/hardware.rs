@@ -2,6 +2,7 @@
 
 use super::super::format;
 use super::super::health;
+use super::super::logs::printable;
 use super::super::state::State;
 use super::super::theme::{Level, Theme};
 use super::layout::gpu_columns;
@@ -9,8 +10,11 @@ use crate::status::{GpuStatus, HostStatus, ReplicaStatus};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
+use unicode_width::UnicodeWidthStr;
 
 const NAME_WIDTH: usize = 10;
+/// Names of the replicas on a GPU get at most this much before the gauges do.
+const USERS_WIDTH: usize = 28;
 
 pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
     let Some(status) = &state.status else {
@@ -22,7 +26,7 @@ pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
         frame.render_widget(host(&status.host, inner.width, theme), inner);
         return;
     }
-    let columns = gpu_columns(status.gpus.len(), area.width);
+    let columns = gpu_columns(status.gpus.len(), state.size);
     let rows = status.gpus.len().div_ceil(columns);
     let shown_rows = rows.min(usize::from(area.height.saturating_sub(1)));
     let mut title = vec![Span::raw("GPUs")];
@@ -32,18 +36,22 @@ pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
     }
     let inner = super::section(title, area, theme, frame);
     let places = Layout::horizontal(vec![Constraint::Fill(1); columns]).spacing(2).split(inner);
+    let longest = status.gpus.iter().map(|gpu| users(gpu, &status.replicas).width()).max().unwrap_or(0);
+    let width = places[0].width.saturating_sub(longest.min(USERS_WIDTH) as u16);
     for (place, chunk) in places.iter().zip(status.gpus.chunks(rows.max(1))) {
         for (gpu, row) in chunk.iter().zip(place.rows()) {
-            frame.render_widget(gpu_row(gpu, &status.replicas, row.width, theme), row);
+            super::draw_cut(gpu_row(gpu, &users(gpu, &status.replicas), width, theme), row, theme, frame);
         }
     }
 }
 
 /// `0 H200  util  96% ####  mem 124/140 GiB ####  61C  612W  demo-0`
-fn gpu_row<'a>(gpu: &GpuStatus, replicas: &[ReplicaStatus], width: u16, theme: &Theme) -> Line<'a> {
-    let gauge_width = gauge_width(width, 62);
+/// `width` is what is left without the replicas' names.
+fn gpu_row<'a>(gpu: &GpuStatus, users: &str, width: u16, theme: &Theme) -> Line<'a> {
+    let has_name = width >= 70;
+    let gauge_width = gauge_width(width, if has_name { 60 } else { 49 });
     let mut spans = vec![Span::styled(format!("{:>2} ", gpu.index), theme.strong())];
-    if width >= 70 {
+    if has_name {
         spans.push(Span::raw(format!("{:<NAME_WIDTH$} ", short_name(&gpu.name))));
     }
     let share = gpu.utilization_percent.map(|percent| f64::from(percent) / 100.0);
@@ -57,9 +65,13 @@ fn gpu_row<'a>(gpu: &GpuStatus, replicas: &[ReplicaStatus], width: u16, theme: &
     spans.push(Span::styled(format!("{degrees:>4} "), theme.level(heat)));
     let watts = format::or_unknown(gpu.power_w.filter(|w| w.is_finite()), |w| format!("{w:.0}W"));
     spans.push(Span::raw(format!("{watts:>5} ")));
-    let users: Vec<&str> = replicas.iter().filter(|r| r.devices.contains(&gpu.uuid)).map(|r| r.id.as_str()).collect();
-    spans.push(Span::styled(users.join(" "), theme.dim()));
+    spans.push(Span::styled(users.to_owned(), theme.dim()));
     Line::from(spans)
+}
+
+fn users(gpu: &GpuStatus, replicas: &[ReplicaStatus]) -> String {
+    let users: Vec<&str> = replicas.iter().filter(|r| r.devices.contains(&gpu.uuid)).map(|r| r.id.as_str()).collect();
+    printable(&users.join(" "))
 }
 
 fn host<'a>(host: &HostStatus, width: u16, theme: &Theme) -> Line<'a> {

@@ -28,8 +28,11 @@ pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
         super::draw_cut(line, row, theme, frame);
     }
     if has_clock {
-        let clock = Line::from(format::clock(state.now_unix_s, state.utc_offset)).style(theme.dim()).right_aligned();
-        frame.render_widget(clock, Rect { height: 1, ..area });
+        // A line's style fills its area, so the area is no larger than the text.
+        let clock = Line::from(format::clock(state.now_unix_s, state.utc_offset));
+        let width = (clock.width() as u16).min(area.width);
+        let corner = Rect { x: area.right() - width, width, height: 1, ..area };
+        frame.render_widget(clock.style(theme.dim()), corner);
     }
 }
 

@@ -1,14 +1,15 @@
 //! How the screen is divided: a pure function of state and size, so that `update` can ask it for the page height.
 
 use super::super::state::{Focus, State, Zoom};
-use ratatui::layout::Rect;
+use ratatui::layout::{Rect, Size};
 
 /// Below this nothing useful fits and a notice is shown.
 pub const MIN_WIDTH: u16 = 40;
 pub const MIN_HEIGHT: u16 = 10;
-/// Two GPUs stand side by side from this width on, when there are many.
-pub const TWO_GPU_COLUMNS_WIDTH: u16 = 116;
+/// More GPUs than this stand side by side where one column would take too much of the height, or two have room.
 const MANY_GPUS: usize = 4;
+const TWO_GPU_COLUMNS: Size = Size::new(116, 32);
+const TWO_WIDE_GPU_COLUMNS_WIDTH: u16 = 180;
 const EVENTS_SHOWN: usize = 4;
 
 /// Sections from top to bottom; one that has no room has no height.
@@ -57,8 +58,9 @@ pub fn log_lines(state: &State) -> usize {
 }
 
 /// GPU rows stand in this many columns.
-pub fn gpu_columns(gpus: usize, width: u16) -> usize {
-    if gpus > MANY_GPUS && width >= TWO_GPU_COLUMNS_WIDTH { 2 } else { 1 }
+pub fn gpu_columns(gpus: usize, screen: Size) -> usize {
+    let low = screen.height < TWO_GPU_COLUMNS.height && screen.width >= TWO_GPU_COLUMNS.width;
+    if gpus > MANY_GPUS && (low || screen.width >= TWO_WIDE_GPU_COLUMNS_WIDTH) { 2 } else { 1 }
 }
 
 fn log_heights(main: &Heights, height: u16) -> Heights {
@@ -71,7 +73,7 @@ fn log_heights(main: &Heights, height: u16) -> Heights {
 fn main_heights(state: &State, area: Rect) -> Heights {
     let status = state.status.as_ref();
     let gpus = status.map_or(0, |s| s.gpus.len());
-    let hardware_rows = gpus.div_ceil(gpu_columns(gpus, area.width)).max(1) as u16;
+    let hardware_rows = gpus.div_ceil(gpu_columns(gpus, area.as_size())).max(1) as u16;
     let events = status.map_or(0, |s| s.events.len()).min(EVENTS_SHOWN) as u16;
     let replicas = state.replicas().len().max(1).min(usize::from(area.height)) as u16;
 

@@ -16,8 +16,9 @@ use super::state::State;
 use super::theme::Theme;
 use ratatui::Frame;
 use ratatui::layout::Rect;
+use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders};
+use ratatui::widgets::{Block, Borders, Paragraph, Wrap};
 
 type View = fn(&State, Rect, &Theme, &mut Frame<'_>);
 
@@ -29,8 +30,8 @@ pub fn draw(state: &State, theme: &Theme, frame: &mut Frame<'_>) {
     if layout::too_small(area) {
         let (width, height) = (area.width, area.height);
         let text =
-            format!("{width}x{height} is too small: mserve top needs {}x{}", layout::MIN_WIDTH, layout::MIN_HEIGHT);
-        frame.render_widget(ratatui::widgets::Paragraph::new(text).wrap(ratatui::widgets::Wrap { trim: true }), area);
+            format!("{width}x{height} is too small: the dashboard needs {}x{}", layout::MIN_WIDTH, layout::MIN_HEIGHT);
+        frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
         return;
     }
     let areas = layout::areas(state, area);
@@ -88,6 +89,7 @@ fn section<'a>(title: Vec<Span<'a>>, area: Rect, theme: &Theme, frame: &mut Fram
         .borders(Borders::TOP)
         .border_set(theme.borders())
         .border_style(theme.dim())
+        .title_style(Style::new().remove_modifier(Modifier::DIM))
         .title(Line::from(spans));
     let inner = block.inner(area);
     frame.render_widget(block, area);

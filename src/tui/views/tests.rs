@@ -69,6 +69,18 @@ fn without_colour_the_badge_is_reversed_and_the_selection_marked() {
 }
 
 #[test]
+fn only_what_is_meant_to_be_dim_is() {
+    let backend = screen(&mut fixtures::loaded_state(), 80, 24, ANSI);
+    let dim_at = |text: &str, row: u16| {
+        let line: Vec<&str> = (0..80).map(|x| backend.buffer()[(x, row)].symbol()).collect();
+        let x = line.concat().find(text).unwrap() as u16;
+        backend.buffer()[(x, row)].modifier.contains(Modifier::DIM)
+    };
+    assert!(!dim_at("mserve", 0) && dim_at("14:02:11", 0));
+    assert!(!dim_at("replicas", 2) && dim_at("running", 1));
+}
+
+#[test]
 fn trouble_is_coloured() {
     let backend = screen(&mut fixtures::down_state(), 120, 40, ANSI);
     let colour_of = |glyph: &str| {
