@@ -10,3 +10,4 @@ pub mod router;
 pub mod settings;
 pub mod status;
 pub mod supervisor;
+pub mod tui;

@@ -3,3 +3,4 @@ mod mock_upstream;
 mod mock_worker;
 mod router;
 mod supervisor;
+mod top;
