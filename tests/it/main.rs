@@ -1,1 +1,3 @@
+//! Tests of the whole binary and of the house rules.
 
+mod house;
