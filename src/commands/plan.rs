@@ -1,7 +1,7 @@
 //! `mserve plan`: what fits, on the cards of this machine or on ones that are named.
 
 mod cards;
-mod model;
+pub(super) mod model;
 mod render;
 
 use crate::exit::{self, Failure};
@@ -38,7 +38,13 @@ pub struct PlanArgs {
           value_parser = clap::value_parser!(u64).range(1..=plan::MAX_GPUS))]
     tensor_parallel_size: Option<u64>,
     /// Share of each GPU's total memory that the engine may take
-    #[arg(long, value_name = "RATIO", visible_alias = "vram-ratio", alias = "mem-fraction-static", default_value_t = 0.9)]
+    #[arg(
+        long,
+        value_name = "RATIO",
+        visible_alias = "vram-ratio",
+        alias = "mem-fraction-static",
+        default_value_t = 0.9
+    )]
     gpu_memory_utilization: f64,
     /// Longest sequence, prompt and output, such as 4096 or 32k [default: the model's context]
     #[arg(long, value_name = "TOKENS", aliases = ["context-length", "max-total-tokens", "session-len"], value_parser = parse_tokens)]
