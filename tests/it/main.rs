@@ -1,5 +1,6 @@
 mod house;
 mod mock_upstream;
 mod mock_worker;
+mod plan;
 mod router;
 mod supervisor;

@@ -55,7 +55,13 @@ pub(super) fn bars(plan: &Plan, option: &PlanOption, look: Look) -> String {
         };
     }
     if plan.gpus > MAX_BARS {
-        let _ = writeln!(out, "and {} GPUs more: {} used, {} idle", plan.gpus - MAX_BARS, option.gpus_used, option.gpus_idle);
+        let _ = writeln!(
+            out,
+            "and {} GPUs more: {} used, {} idle",
+            plan.gpus - MAX_BARS,
+            option.gpus_used,
+            option.gpus_idle
+        );
     }
     let [w, k, o, free] = symbols(look);
     let _ = writeln!(

@@ -26,7 +26,8 @@ pub(super) fn options(plan: &Plan) -> String {
 
 /// One row a card: its best option.
 pub(super) fn cards(rows: &[CardRow]) -> String {
-    let header = ["card", "memory", "TP x replicas", "KV/GPU", "KV tokens/replica", "full-length requests", "typical requests"];
+    let header =
+        ["card", "memory", "TP x replicas", "KV/GPU", "KV tokens/replica", "full-length requests", "typical requests"];
     let rows = rows.iter().map(|row| {
         let mut cells = vec![row.card.name.clone(), gib(row.card.memory_total_bytes)];
         match &row.best {
