@@ -4,6 +4,7 @@ pub mod cli;
 pub mod commands;
 pub mod control;
 pub mod exit;
+pub mod hardware;
 pub mod router;
 pub mod status;
 pub mod supervisor;

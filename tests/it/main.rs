@@ -1,6 +1,7 @@
 mod house;
 mod mock_upstream;
 mod mock_worker;
+mod plan;
 mod router;
 mod supervisor;
 mod top;
