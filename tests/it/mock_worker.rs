@@ -1,7 +1,7 @@
 //! A worker that does what a test tells it: this test binary, started again with `MOCK_WORKER` set.
 //!
 //! The test harness of the child prints a few lines of its own; the supervisor takes them for log text.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use axum::http::StatusCode;
 use axum::{Router, routing::get};
