@@ -51,11 +51,11 @@ pub fn update(state: &mut State, now_unix_s: f64, message: Message) -> Option<Ef
 fn on_snapshot(state: &mut State, status: Status) {
     state.link = Link::Live { received_unix_s: state.now_unix_s };
     state.history.record(&status, state.now_unix_s);
+    if state.launcher.replace(status.pid).is_some_and(|pid| pid != status.pid) {
+        state.logs.expect_new_sequence();
+    }
     if state.frozen {
         return;
-    }
-    if state.status.as_ref().is_some_and(|old| old.pid != status.pid) {
-        state.logs.expect_new_sequence();
     }
     state.status = Some(status);
     if state.selected_index().is_none() {
