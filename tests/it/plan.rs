@@ -25,6 +25,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+type Files<'a> = Vec<(&'a str, &'a [u8])>;
+
 /// A directory with the given files.
 fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -147,7 +149,7 @@ fn bad_arguments_end_with_2() {
 fn bad_files_end_with_2() {
     let config = std::fs::read(vicuna()).unwrap();
     let lying = safetensors("[99]", 8);
-    let table: [(Vec<(&str, &[u8])>, &str); 6] = [
+    let table: [(Files<'_>, &str); 6] = [
         (vec![], "no config.json in this directory"),
         (vec![("config.json", b"{")], "config.json: not valid JSON"),
         (vec![("config.json", &config), ("model.safetensors", b"short")], "too few for a safetensors file"),

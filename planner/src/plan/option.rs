@@ -59,6 +59,17 @@ pub enum RejectedReason {
     },
 }
 
+impl Rejected {
+    /// The longest sequence that would fit one of these; 0 when the weights alone never do.
+    pub(super) fn longest(rejected: &[Self]) -> u64 {
+        let lengths = rejected.iter().map(|r| match r.reason {
+            RejectedReason::TooLittleMemory { max_model_len_that_fits, .. } => max_model_len_that_fits,
+            RejectedReason::Indivisible(_) => 0,
+        });
+        lengths.max().unwrap_or(0)
+    }
+}
+
 impl PlanOption {
     /// For a size that divides the model, of at most `request.gpus`.
     pub(super) fn new(

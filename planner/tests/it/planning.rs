@@ -242,4 +242,11 @@ fn every_common_card_has_a_row() {
     assert_eq!(rows.len(), common().count());
     let fits = |name: &str| rows.iter().find(|r| r.card.name.contains(name)).unwrap().best.is_some();
     assert!(fits("H200") && !fits("T4"));
+    // Where it does not fit, the longest sequence that does is told.
+    for row in rows.iter().filter(|row| row.best.is_none() && row.max_model_len_that_fits > 0) {
+        let mut request = PlanRequest { card: row.card.clone(), ..on(&spec, "h100", 2) };
+        request.limits.max_model_len = row.max_model_len_that_fits;
+        assert!(plan(&request).is_ok(), "{}", row.card.name);
+    }
+    assert!(rows.iter().any(|row| row.best.is_none() && row.max_model_len_that_fits > 0));
 }
