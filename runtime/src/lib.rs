@@ -5,5 +5,7 @@
 
 pub mod cpu;
 pub mod engine;
+pub mod server;
+pub mod tokenizer;
 pub mod weights;
 pub mod worker;
