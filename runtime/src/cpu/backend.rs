@@ -112,6 +112,13 @@ impl CpuBackend {
         self.state.arena.bytes()
     }
 
+    /// Overwrites activations and cache, so that a test sees an op that reads what it should not.
+    #[cfg(test)]
+    pub(super) fn poison(&mut self) {
+        self.state.arena.poison();
+        self.state.caches.iter_mut().for_each(LayerCache::poison);
+    }
+
     fn error(&self, what: String) -> BackendError {
         BackendError { device: self.info.device.clone(), what, fatal: false }
     }

@@ -16,6 +16,8 @@ mod linear;
 mod load;
 mod loaded;
 mod options;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use backend::CpuBackend;
