@@ -78,10 +78,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     pub fn has_work(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
     }

@@ -1,7 +1,11 @@
 //! The engine over a toy device, through its public face only.
 #![allow(clippy::unwrap_used)]
 
+mod encode;
+mod figures;
 mod generate;
+mod lifecycle;
+mod sampling;
 pub mod toy_backend;
 
 use mserve_runtime::engine::{
