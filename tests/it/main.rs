@@ -1,3 +1,7 @@
-//! Tests of the whole binary and of the house rules.
-
 mod house;
+mod mock_upstream;
+mod mock_worker;
+mod plan;
+mod router;
+mod supervisor;
+mod top;

@@ -101,6 +101,12 @@ impl CpuBackend {
         self.model.ops.iter().map(LoadedOp::weight_bytes).sum()
     }
 
+    /// Bytes of keys and values of one token, all layers.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        let block_bytes: u64 = self.state.caches.iter().map(|c| c.shape().block_bytes()).sum();
+        block_bytes / self.info.block_size as u64
+    }
+
     /// Bytes of the activation arena.
     pub fn activation_bytes(&self) -> u64 {
         self.state.arena.bytes()

@@ -67,12 +67,16 @@ impl Core {
             Ok(Err(error)) => End::Failed { why: error.to_string() },
             Err(panic) => End::Failed { why: format!("the engine panicked: {}", panic_message(&*panic)) },
         };
-        if let End::Failed { why } = &end {
-            tracing::error!("the engine stops: {why}");
-        }
+        let label = match &end {
+            End::Asked { .. } => "abort",
+            End::Failed { why } => {
+                tracing::error!("the engine stops: {why}");
+                "error"
+            }
+        };
         self.shared.set_end(end);
         for (_, request) in self.requests.drain() {
-            self.shared.metrics.request_success.with_label_values(&["error"]).inc();
+            count_end(&self.shared, &request, label);
             request.fail(self.shared.abandoned());
         }
         self.shared.set_usage(0, 0);

@@ -7,6 +7,7 @@ use super::{
     AdmissionError, Backend, BackendInfo, EngineConfig, EngineLoad, EngineStartError, FinishReason, GenerateRequest,
     RequestError, TokenEvent, TokenStream, Usage,
 };
+use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -39,11 +40,17 @@ impl Engine {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EngineHandle {
     commands: SyncSender<Command>,
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("EngineHandle").field("config", &self.shared.config).finish_non_exhaustive()
+    }
 }
 
 /// How a shutdown went.

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::engine::SamplingParams;
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -177,7 +178,7 @@ fn reference(logits: &[f32], row: &RowSampling) -> u32 {
     let mut all: Vec<(u32, f64)> = logits
         .iter()
         .enumerate()
-        .map(|(id, logit)| (id as u32, f64::from(((logit - max) / params.temperature).exp())))
+        .map(|(id, logit)| (id as u32, f64::from(Weigh::new(max, params.temperature).of(*logit))))
         .collect();
     let by_weight = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     all.sort_by(by_weight);
@@ -193,7 +194,8 @@ fn reference(logits: &[f32], row: &RowSampling) -> u32 {
             sum >= f64::from(params.top_p) * total
         });
         all.truncate(enough.map_or(all.len(), |at| at + 1));
-    } else if params.top_k == 0 || params.top_k as usize >= logits.len() {
+    }
+    if params.top_k == 0 || params.top_k as usize >= logits.len() {
         all.sort_by_key(|(id, _)| *id);
     }
     let total: f64 = all.iter().map(|(_, weight)| weight).sum();

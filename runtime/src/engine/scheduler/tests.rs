@@ -163,6 +163,8 @@ fn check(scheduler: &Scheduler, step: &ScheduledStep, limits: SchedulerLimits) {
     assert!(step.rows.len() <= limits.max_num_seqs);
     assert_eq!(step.num_tokens, step.rows.iter().map(|row| row.query_len).sum::<usize>());
     assert!(step.num_tokens <= limits.max_num_batched_tokens);
+    let singles = step.rows.iter().take_while(|row| row.query_len == 1).count();
+    assert!(step.rows[singles..].iter().all(|row| row.query_len > 1), "rows of one token come first");
     let mut written = std::collections::HashSet::new();
     for row in &step.rows {
         let sequence = scheduler.sequence(row.id).unwrap();
