@@ -7,4 +7,6 @@ pub mod gpus;
 pub mod hardware;
 pub mod memory;
 pub mod model;
+pub mod plan;
+pub mod tensor_parallel;
 pub mod units;

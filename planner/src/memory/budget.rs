@@ -27,6 +27,42 @@ pub struct EngineLimits {
     pub block_size_tokens: u64,
 }
 
+/// vLLM's default ratio for years, and the one people know.
+pub const DEFAULT_GPU_MEMORY_UTILIZATION: f64 = 0.9;
+/// vLLM's default on cards below 70 GiB.
+pub const DEFAULT_MAX_NUM_SEQS: u64 = 256;
+/// vLLM's default for a server.
+pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: u64 = 8192;
+pub const DEFAULT_BLOCK_SIZE_TOKENS: u64 = 16;
+
+impl EngineLimits {
+    /// Defaults for a model: its whole context. Models that do not generate take a text in one step, so a step is at
+    /// least as long as a text.
+    pub fn for_model(spec: &ModelSpec) -> Self {
+        let max_model_len = spec.max_position_embeddings;
+        Self {
+            gpu_memory_utilization: DEFAULT_GPU_MEMORY_UTILIZATION,
+            max_model_len,
+            max_num_seqs: DEFAULT_MAX_NUM_SEQS,
+            max_num_batched_tokens: Self::batched_tokens(spec, max_model_len),
+            block_size_tokens: DEFAULT_BLOCK_SIZE_TOKENS,
+        }
+    }
+
+    /// The same with another context length.
+    #[must_use]
+    pub fn with_max_model_len(self, spec: &ModelSpec, max_model_len: u64) -> Self {
+        Self { max_model_len, max_num_batched_tokens: Self::batched_tokens(spec, max_model_len), ..self }
+    }
+
+    fn batched_tokens(spec: &ModelSpec, max_model_len: u64) -> u64 {
+        match spec.task {
+            Task::Generate => DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            Task::Embed { .. } | Task::Classify { .. } => DEFAULT_MAX_NUM_BATCHED_TOKENS.max(max_model_len),
+        }
+    }
+}
+
 /// What one card's memory is used for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Budget {

@@ -266,7 +266,7 @@ fn every_fixture_has_a_golden_row() {
 #[test]
 fn vicuna_takes_0_78125_mib_a_token() {
     let bytes = layout(&spec("lmsys__vicuna-13b-v1.5-16k"), 1).bytes_per_token();
-    assert_eq!(bytes as f64 / (1 << 20) as f64, 0.78125);
+    assert_eq!(bytes as f64 / f64::from(1 << 20), 0.78125);
 }
 
 #[test]
