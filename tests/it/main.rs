@@ -5,3 +5,4 @@ mod plan;
 mod router;
 mod supervisor;
 mod top;
+mod worker;
