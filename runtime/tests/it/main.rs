@@ -1,2 +1,3 @@
 mod cpu;
 mod engine;
+mod weights;
