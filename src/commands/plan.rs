@@ -1,7 +1,7 @@
 //! `mserve plan`: what fits, on the cards of this machine or on ones that are named.
 
 mod cards;
-mod model;
+pub(super) mod model;
 mod render;
 
 use crate::exit::{self, Failure};

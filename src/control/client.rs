@@ -31,7 +31,7 @@ pub struct LogsQuery {
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub(super) struct StopRequest {
+pub struct StopRequest {
     /// Seconds that running requests get; the launcher's own setting when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,

@@ -6,6 +6,6 @@ mod client;
 mod paths;
 mod state_file;
 
-pub use client::{Client, LogsQuery};
-pub use paths::runtime_dir;
+pub use client::{Client, LogsQuery, StopRequest};
+pub use paths::{runtime_dir, socket_path};
 pub use state_file::{Deployment, process_start_ticks};

@@ -10,13 +10,35 @@ use std::path::{Path, PathBuf};
 pub fn runtime_dir() -> anyhow::Result<PathBuf> {
     let dir = match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute()) {
         Some(base) => PathBuf::from(base).join("mserve"),
-        None => PathBuf::from(format!("/tmp/mserve-{}", nix::unistd::geteuid())),
+        None => short_dir(),
     };
     make_private(&dir)?;
     Ok(dir)
 }
 
-pub(super) fn make_private(dir: &Path) -> anyhow::Result<()> {
+/// Where this process puts its control socket: in `dir`, unless that makes a path longer than a socket's may be.
+///
+/// # Errors
+/// As [`runtime_dir`].
+pub fn socket_path(dir: &Path) -> anyhow::Result<PathBuf> {
+    let name = format!("control-{}.sock", std::process::id());
+    let path = dir.join(&name);
+    if path.as_os_str().len() <= MAX_SOCKET_PATH_BYTES {
+        return Ok(path);
+    }
+    let short = short_dir();
+    make_private(&short)?;
+    Ok(short.join(name))
+}
+
+/// `sun_path` has 108 bytes, the last of them zero.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+fn short_dir() -> PathBuf {
+    PathBuf::from(format!("/tmp/mserve-{}", nix::unistd::geteuid()))
+}
+
+fn make_private(dir: &Path) -> anyhow::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}

@@ -36,10 +36,6 @@ impl Deployment {
         Ok(Self { version: VERSION, pid, start_ticks, boot_id: boot_id(), socket, endpoint, port, started_unix_s })
     }
 
-    pub fn socket_path(dir: &Path) -> PathBuf {
-        dir.join(format!("control-{}.sock", std::process::id()))
-    }
-
     /// The same process still runs: same pid, same start, same boot.
     pub fn is_alive(&self) -> bool {
         self.boot_id == boot_id() && process_start_ticks(self.pid) == Some(self.start_ticks)
@@ -77,7 +73,8 @@ impl Deployment {
         }
         // Left by a launcher that was killed. Nothing is signalled by these numbers.
         let _ = std::fs::remove_file(path);
-        if deployment.socket.parent() == path.parent() {
+        let named = deployment.socket.file_name().and_then(|name| name.to_str()).unwrap_or("");
+        if named.starts_with("control-") && named.ends_with(".sock") {
             let _ = std::fs::remove_file(&deployment.socket);
         }
         None

@@ -149,7 +149,10 @@ mod tests {
                 "mserve.toml:3: `chta` is not a kind of model; known: chat, embedding",
             ),
             (&format!("{model}devices = \"tpu\""), "mserve.toml:3: `tpu` is not a device; known: auto, cpu, gpu"),
-            (&format!("{model}pooling = \"max\""), "mserve.toml:3: `max` is not a pooling; known: cls, last, mean"),
+            (
+                &format!("{model}pooling = \"max\""),
+                "mserve.toml:3: `max` is not a pooling; known: cls, last-token, mean",
+            ),
             (&format!("{model}max_model_len = \"32q\""), "mserve.toml:3: `32q` is not a number of tokens"),
             (&format!("{model}kv_cache_memory = \"1 lot\""), "mserve.toml:3: `1 lot` is not a size"),
             ("[server]\nport = 70000", "mserve.toml:2: invalid value: integer `70000`, expected u16"),

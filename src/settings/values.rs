@@ -83,15 +83,16 @@ pub fn parse_devices(text: &str) -> Result<Devices, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolingChoice {
     Cls,
-    Last,
+    LastToken,
     Mean,
 }
 
 impl PoolingChoice {
+    /// As `mserve worker --pooling` takes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cls => "cls",
-            Self::Last => "last",
+            Self::LastToken => "last-token",
             Self::Mean => "mean",
         }
     }
@@ -100,10 +101,10 @@ impl PoolingChoice {
 /// # Errors
 /// A sentence for people.
 pub fn parse_pooling(text: &str) -> Result<PoolingChoice, String> {
-    [PoolingChoice::Cls, PoolingChoice::Last, PoolingChoice::Mean]
+    [PoolingChoice::Cls, PoolingChoice::LastToken, PoolingChoice::Mean]
         .into_iter()
-        .find(|pooling| pooling.name() == text)
-        .ok_or_else(|| format!("`{text}` is not a pooling; known: cls, last, mean"))
+        .find(|pooling| pooling.name() == text.replace('_', "-"))
+        .ok_or_else(|| format!("`{text}` is not a pooling; known: cls, last-token, mean"))
 }
 
 /// A value that may stand in the file as a number or as text; `T` says what it means.

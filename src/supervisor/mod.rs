@@ -175,10 +175,18 @@ impl Supervisor {
         }
     }
 
-    fn command(&self, id: &str, command: Command) -> Result<(), UnknownReplica> {
+    pub fn check_id(&self, id: &str) -> Result<(), UnknownReplica> {
+        self.find(id).map(|_| ())
+    }
+
+    fn find(&self, id: &str) -> Result<&Handle, UnknownReplica> {
         let known = || self.replicas.iter().map(|replica| replica.spec.id.clone()).collect();
         let replica = self.replicas.iter().find(|replica| replica.spec.id == id);
-        let replica = replica.ok_or_else(|| UnknownReplica { id: id.to_owned(), known: known() })?;
+        replica.ok_or_else(|| UnknownReplica { id: id.to_owned(), known: known() })
+    }
+
+    fn command(&self, id: &str, command: Command) -> Result<(), UnknownReplica> {
+        let replica = self.find(id)?;
         // A full queue holds commands that do the same already.
         let _ = replica.commands.try_send(command);
         Ok(())

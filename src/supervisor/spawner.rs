@@ -65,6 +65,8 @@ impl Spawner {
 fn start(command: &WorkerCommand) -> std::io::Result<Child> {
     let mut child = Command::new(&command.program);
     child
+        // What `ps` shows, whatever path the program was started by.
+        .arg0("mserve")
         .args(&command.args)
         .env("MSERVE_PARENT_PID", std::process::id().to_string())
         .envs(command.env.iter().map(|(name, value)| (name, value)))

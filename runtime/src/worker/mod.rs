@@ -11,4 +11,5 @@ mod run;
 pub use config::{Identity, WorkerConfig, WorkerKind};
 pub use error::WorkerError;
 pub use event::{FailureKind, ReadyInfo, WorkerEvent};
+pub use memory::{default_kv_cache_bytes, kv_bytes_per_token};
 pub use run::run;

@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 #[derive(Debug)]
-pub(super) struct Model {
+pub(in crate::commands) struct Model {
     pub(super) name: String,
-    pub(super) spec: ModelSpec,
+    pub(in crate::commands) spec: ModelSpec,
     pub(super) weights: WeightSource,
     pub(super) notes: Vec<String>,
 }
 
 /// Read a model directory, or a config.json (then its directory, when the file has that name).
-pub(super) fn load(path: &Path) -> anyhow::Result<Model> {
+pub(in crate::commands) fn load(path: &Path) -> anyhow::Result<Model> {
     let (config, directory) = locate(path)?;
     let spec = parse_config(&read(&config)?).map_err(|error| config_failure(&config, &error))?;
     let spec = match &directory {
