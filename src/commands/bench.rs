@@ -66,14 +66,14 @@ impl From<Weights> for WeightFormat {
 
 /// # Errors
 /// When the model cannot be read or run, or a run does not fit its context.
-pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
-    let (name, spec, source) = model(&args)?;
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let (name, spec, source) = model(args)?;
     if spec.task != Task::Generate {
         return Err(Failure::usage(format!("{name} does not generate text; bench measures generation")).into());
     }
     let workload = Workload { prompt_len: args.prompt_len as usize, output_len: args.output_len as usize };
     let batches: Vec<usize> = args.batch.iter().map(|&b| b as usize).collect();
-    let options = options(&args, &spec, workload, &batches)?;
+    let options = options(args, &spec, workload, &batches)?;
     let mut backend = CpuBackend::load(&spec, source.as_ref(), &options, &mut |_, _| {}).map_err(load_failure)?;
     // Over as much memory as a step reads, so that a small model is measured against the cache that holds it.
     let bandwidth = read_bandwidth(options.threads, backend.step_weight_bytes())?;
