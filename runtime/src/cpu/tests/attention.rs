@@ -88,9 +88,9 @@ fn step(case: &Case, packed: &Packed) -> (StepBatch, Vec<f32>) {
             wants_output: true,
             sampling: None,
         });
-        for position in text.context - text.query..text.context {
+        for row in &packed[i][text.context - text.query..] {
             batch.token_ids.push(0);
-            qkv.extend(&packed[i][position]);
+            qkv.extend(row);
         }
     }
     (batch, qkv)
