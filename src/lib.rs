@@ -2,5 +2,12 @@
 
 pub mod cli;
 pub mod commands;
+pub mod control;
+pub mod demo;
 pub mod exit;
+pub mod hardware;
+pub mod router;
+pub mod settings;
 pub mod status;
+pub mod supervisor;
+pub mod tui;

@@ -1,9 +1,9 @@
 use clap::Parser;
-use mserve::{cli::Cli, commands, exit};
+use mserve::{cli, commands, exit};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match commands::run(Cli::parse()) {
+    match commands::run(cli::Cli::parse_from(cli::expand_short_words(std::env::args_os()))) {
         Ok(code) => code,
         Err(error) => exit::report(&error),
     }

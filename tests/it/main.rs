@@ -1,1 +1,8 @@
-
+mod house;
+mod mock_upstream;
+mod mock_worker;
+mod plan;
+mod router;
+mod supervisor;
+mod top;
+mod worker;

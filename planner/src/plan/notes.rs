@@ -1,0 +1,91 @@
+//! Sentences that go with a plan: what was assumed and what may differ.
+
+use super::{Plan, PlanRequest};
+use crate::memory::{KvGroupKind, KvLayout, SlidingLayers, WeightSource, rank_weight_bytes};
+use crate::model::{ModelSpec, Program};
+use crate::units::{format_bytes, format_count};
+
+pub(super) fn notes(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -> Vec<String> {
+    [
+        stored_dtype(plan),
+        image_tower(request.spec, request.weights),
+        checkpoint_differs(request, program),
+        sliding(request, program, plan),
+        replicated_heads(plan),
+        sequence_limit(plan),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn stored_dtype(plan: &Plan) -> Option<String> {
+    let model = &plan.model;
+    (model.stored_dtype != model.served_dtype).then(|| {
+        format!("The checkpoint is stored as {:?} and planned as {:?}.", model.stored_dtype, model.served_dtype)
+    })
+}
+
+fn image_tower(spec: &ModelSpec, weights: WeightSource) -> Option<String> {
+    let multimodal = spec.architecture.ends_with("ForConditionalGeneration");
+    (multimodal && weights == WeightSource::Program)
+        .then(|| "The language model alone is planned: the image tower is not counted.".to_owned())
+}
+
+fn checkpoint_differs(request: &PlanRequest<'_>, program: &Program) -> Option<String> {
+    let WeightSource::Checkpoint { bytes } = request.weights else { return None };
+    let described = rank_weight_bytes(program, request.spec, 1);
+    let differs = bytes.abs_diff(described) > described / 10;
+    differs.then(|| {
+        let (held, described) = (format_bytes(bytes), format_bytes(described));
+        format!("The checkpoint holds {held} and config.json describes {described}: the larger part may not be loaded.")
+    })
+}
+
+/// The bundled engine has one block table for all layers and keeps sliding ones whole.
+fn sliding(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -> Option<String> {
+    let layers = plan.model.kv.groups.iter().filter(|g| matches!(g.kind, KvGroupKind::Sliding { .. }));
+    let layers: u64 = layers.map(|g| g.layers).sum();
+    if layers == 0 {
+        return None;
+    }
+    let best = plan.options.first()?;
+    let whole = KvLayout::new(
+        program,
+        best.tensor_parallel_size,
+        best.kv.dtype,
+        best.kv.block_size_tokens,
+        SlidingLayers::KeepAll,
+    );
+    let limits = &request.limits;
+    let blocks = whole.num_blocks(best.per_gpu.kv_pool_bytes);
+    let concurrency = whole.concurrency(blocks, limits.max_model_len, limits.max_num_batched_tokens);
+    Some(format!(
+        "{layers} of {} layers keep their window only; an engine that keeps them whole, as the bundled one does, holds \
+         {concurrency:.2} requests of {} tokens a replica.",
+        plan.model.layers,
+        format_count(limits.max_model_len)
+    ))
+}
+
+fn replicated_heads(plan: &Plan) -> Option<String> {
+    let whole = plan.model.kv_bytes_per_token;
+    let replicated = |o: &&super::PlanOption| o.kv.bytes_per_token() * o.tensor_parallel_size > whole;
+    let sizes: Vec<_> = plan.options.iter().filter(replicated).map(|o| o.tensor_parallel_size.to_string()).collect();
+    (!sizes.is_empty()).then(|| {
+        format!("At TP {} there are fewer KV heads than ranks: each rank keeps a copy of one.", sizes.join(", "))
+    })
+}
+
+fn sequence_limit(plan: &Plan) -> Option<String> {
+    let best = plan.options.first()?;
+    let held = best.typical.kv_per_replica? as u64;
+    let limit = plan.limits.max_num_seqs;
+    (held > limit).then(|| {
+        format!(
+            "KV would hold {} requests of {} tokens a replica; max_num_seqs stops at {limit}.",
+            format_count(held),
+            format_count(plan.typical_len_tokens)
+        )
+    })
+}

@@ -1,0 +1,131 @@
+//! A plan as text. Plain: no escapes, ASCII bars.
+
+mod bar;
+mod tables;
+
+pub(super) use bar::Look;
+
+use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
+use mserve_planner::model::{Quantization, Task};
+use mserve_planner::plan::{CardRow, ModelSummary, Plan, PlanOption};
+use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
+use std::fmt::Write;
+
+/// The whole answer. Writing to a String cannot fail.
+pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) -> String {
+    let mut out = format!("{headline}\n\n");
+    header(&mut out, plan);
+    let typical = format_count(plan.typical_len_tokens);
+    let _ = write!(out, "\nRanked by requests of {typical} tokens at once:\n{}\n", tables::options(plan));
+    if let Some(best) = plan.options.first() {
+        out.push_str(&best_option(plan, best, look));
+    }
+    for rejected in &plan.rejected {
+        let _ = writeln!(out, "TP {} left out: {}", rejected.tensor_parallel_size, rejected.reason);
+    }
+    if !others.is_empty() {
+        let _ = write!(out, "\nThe best on {} of each common card:\n{}", plan.gpus, tables::cards(others));
+    }
+    if !plan.notes.is_empty() {
+        out.push('\n');
+    }
+    for note in &plan.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
+    out
+}
+
+/// When nothing fits: what the plan was for, and the cards that would do.
+pub(super) fn cards_only(headline: &str, others: &[CardRow]) -> String {
+    if others.is_empty() {
+        return format!("{headline}\n");
+    }
+    format!("{headline}\n\nThe best on as many of each common card:\n{}\n", tables::cards(others))
+}
+
+fn header(out: &mut String, plan: &Plan) {
+    let model = &plan.model;
+    let limits = &plan.limits;
+    let parameters = match model.parameters as f64 {
+        n if n < 1e9 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.2} B", n / 1e9),
+    };
+    let _ = writeln!(
+        out,
+        "model    {}: {}, {} layers, {parameters} parameters, {}, context {}",
+        model.name,
+        model.architecture,
+        model.layers,
+        stored(model),
+        format_count(model.max_position_embeddings)
+    );
+    let source = match model.weights_source {
+        Source::Checkpoint => "from the safetensors headers",
+        _ => "computed from config.json",
+    };
+    let _ = writeln!(out, "weights  {} {source}", format_bytes(model.weights_bytes));
+    let _ = writeln!(out, "KV       {}", kv(model));
+    let requested = plan.options.first().map_or(0, |o| o.per_gpu.requested_bytes);
+    let _ = writeln!(
+        out,
+        "limits   {} of each GPU ({} of its total {}), max_model_len {}, typical request {}, max_num_seqs {}",
+        format_bytes(requested),
+        limits.gpu_memory_utilization,
+        format_bytes(plan.card.memory_total_bytes),
+        format_count(limits.max_model_len),
+        format_count(plan.typical_len_tokens),
+        limits.max_num_seqs
+    );
+}
+
+fn stored(model: &ModelSummary) -> String {
+    match model.quantization {
+        Quantization::None => format!("{:?}", model.stored_dtype),
+        Quantization::Grouped { bits, .. } => format!("{bits}-bit integers"),
+        Quantization::Fp8 { .. } => "FP8".to_owned(),
+    }
+}
+
+fn kv(model: &ModelSummary) -> String {
+    if model.kv.is_empty() {
+        let task = match model.task {
+            Task::Embed { .. } => "embedding",
+            Task::Classify { .. } => "classification",
+            Task::Generate => "generation",
+        };
+        return format!("none: {task} keeps no cache");
+    }
+    let total = format_bytes_per_token(model.kv_bytes_per_token);
+    let dtype = model.kv.dtype;
+    let groups: Vec<String> = model.kv.groups.iter().map(group).collect();
+    format!("{total} per token at TP 1 in {dtype:?}: {}", groups.join(" + "))
+}
+
+fn group(group: &KvGroup) -> String {
+    let layers = group.layers;
+    let kind = match group.kind {
+        KvGroupKind::Full => "full".to_owned(),
+        KvGroupKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
+    };
+    format!("{layers} {kind} layers x {}", format_bytes_per_token(group.bytes_per_token_per_layer))
+}
+
+fn best_option(plan: &Plan, best: &PlanOption, look: Look) -> String {
+    let mut out = String::new();
+    if let Some(concurrency) = best.full.kv_per_replica {
+        let _ = writeln!(out, "GPU KV cache size: {} tokens", format_count(best.kv_cache_tokens));
+        let _ = writeln!(
+            out,
+            "Maximum concurrency for {} tokens per request: {concurrency:.2}x",
+            format_count(best.full.tokens)
+        );
+        let _ = writeln!(
+            out,
+            "  (each replica of the best option; {} blocks of {} tokens)\n",
+            format_count(best.num_blocks),
+            best.kv.block_size_tokens
+        );
+    }
+    out.push_str(&bar::bars(plan, best, look));
+    out
+}
