@@ -1,8 +1,9 @@
 use super::arena::Arena;
+use super::host_memory;
 use super::interpret::StepState;
-use super::kv_cache::LayerCache;
-use super::load::{LoadedModel, Loader};
-use super::loaded::{Heads, LoadedOp};
+use super::kv_cache::{KvShape, LayerCache};
+use super::load::{LoadedModel, Loader, heads};
+use super::loaded::LoadedOp;
 use super::validate::{self, StepLimits};
 use super::{CpuOptions, LoadError};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
@@ -49,11 +50,14 @@ impl CpuBackend {
             .build()
             .map_err(|source| LoadError::Threads { threads, source })?;
         let loader = Loader::new(&program, source, options.weights, max_model_len, progress)?;
+        let shapes: Vec<KvShape> =
+            program.cached_attentions().map(|id| heads(&program, id).kv_shape(options.block_size)).collect();
+        let block_bytes: u64 = shapes.iter().map(|s| s.block_bytes()).sum();
+        let num_blocks = num_blocks(block_bytes, options)?;
+        let arena = Arena::new(&program, options.max_num_batched_tokens);
+        check_memory(loader.weight_bytes(), block_bytes * num_blocks as u64, arena.bytes())?;
         let model = pool.install(|| loader.load())?;
-        let num_blocks = num_blocks(&model.cached, options)?;
-        let caches: Vec<LayerCache> =
-            model.cached.iter().map(|h| LayerCache::new(h.kv_shape(options.block_size), num_blocks)).collect();
-        let block_bytes: u64 = caches.iter().map(|c| c.shape().block_bytes()).sum();
+        let caches: Vec<LayerCache> = shapes.iter().map(|&s| LayerCache::new(s, num_blocks)).collect();
         let info = BackendInfo {
             output_width: program.buffer(program.output).width as usize,
             vocab_size: spec.vocab_size as usize,
@@ -63,11 +67,10 @@ impl CpuBackend {
             max_model_len,
             device: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
         };
-        let limits =
-            StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !model.cached.is_empty() };
+        let limits = StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !caches.is_empty() };
         let state = StepState {
             arch,
-            arena: Arena::new(&program, options.max_num_batched_tokens),
+            arena,
             caches,
             linear: Default::default(),
             attention: Default::default(),
@@ -110,6 +113,13 @@ impl CpuBackend {
     /// Bytes of the activation arena.
     pub fn activation_bytes(&self) -> u64 {
         self.state.arena.bytes()
+    }
+
+    /// Overwrites activations and cache, so that a test sees an op that reads what it should not.
+    #[cfg(test)]
+    pub(super) fn poison(&mut self) {
+        self.state.arena.poison();
+        self.state.caches.iter_mut().for_each(LayerCache::poison);
     }
 
     fn error(&self, what: String) -> BackendError {
@@ -165,8 +175,18 @@ fn max_model_len(spec: &ModelSpec, program: &Program, options: &CpuOptions) -> R
     }
 }
 
-fn num_blocks(cached: &[Heads], options: &CpuOptions) -> Result<usize, LoadError> {
-    let block_bytes: u64 = cached.iter().map(|h| h.kv_shape(options.block_size).block_bytes()).sum();
+/// Refuses before anything is read what the kernel would end the process for later.
+fn check_memory(weight_bytes: u64, kv_cache_bytes: u64, activation_bytes: u64) -> Result<(), LoadError> {
+    let needed_bytes = weight_bytes.saturating_add(kv_cache_bytes).saturating_add(activation_bytes);
+    match host_memory::free_bytes() {
+        Some(free_bytes) if needed_bytes > free_bytes => {
+            Err(LoadError::DoesNotFit { weight_bytes, kv_cache_bytes, activation_bytes, free_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn num_blocks(block_bytes: u64, options: &CpuOptions) -> Result<usize, LoadError> {
     if block_bytes == 0 {
         return Ok(0);
     }

@@ -127,7 +127,7 @@ impl StepState {
 }
 
 impl Embed {
-    fn run(&self, batch: &StepBatch, out: &mut [f32]) {
+    pub fn run(&self, batch: &StepBatch, out: &mut [f32]) {
         let width = out.len() / batch.token_ids.len();
         let mut extra = vec![0.0; width];
         for ((out, &token), &position) in out.chunks_exact_mut(width).zip(&batch.token_ids).zip(&batch.positions) {
@@ -154,7 +154,7 @@ fn add(out: &mut [f32], row: &[f32]) {
 
 impl PrepareQkv {
     /// Norms and rotates the q and k heads of every row, in place.
-    fn rotate_rows(&self, arch: Arch, rope_table: Option<&[f32]>, qkv: &mut [f32]) {
+    pub fn rotate_rows(&self, arch: Arch, rope_table: Option<&[f32]>, qkv: &mut [f32]) {
         let width = self.heads.width();
         let cos_sin_len = rope_table.map_or(0, |t| t.len() / (qkv.len() / width));
         let row = |(i, row): (usize, &mut [f32])| {
@@ -201,7 +201,7 @@ fn fill_rope_table(rope: &Rope, positions: &[u32], table: &mut Vec<f32>) {
 }
 
 /// One vector out of the rows of one sequence.
-fn pool(pooling: Pooling, rows: &[f32], out: &mut [f32]) {
+pub fn pool(pooling: Pooling, rows: &[f32], out: &mut [f32]) {
     let width = out.len();
     match pooling {
         Pooling::Cls => out.copy_from_slice(&rows[..width]),

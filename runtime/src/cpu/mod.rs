@@ -9,6 +9,7 @@ mod attention;
 mod backend;
 mod bandwidth;
 mod error;
+mod host_memory;
 mod interpret;
 pub mod kernels;
 mod kv_cache;
@@ -16,6 +17,8 @@ mod linear;
 mod load;
 mod loaded;
 mod options;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use backend::CpuBackend;

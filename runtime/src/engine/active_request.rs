@@ -171,3 +171,61 @@ fn penalizes_output(sampling: &RowSampling) -> bool {
     let params = &sampling.params;
     params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::SamplingParams;
+    use super::*;
+
+    fn generation(params: SamplingParams, max_tokens: usize) -> Generation {
+        let request = GenerateRequest {
+            request_id: "test".to_owned(),
+            prompt_token_ids: vec![1, 2, 3],
+            params: Arc::new(params),
+            eos_token_ids: Arc::new([9]),
+            choice_index: 0,
+        };
+        Generation::new(request, max_tokens, mpsc::unbounded_channel().0, Arc::default())
+    }
+
+    fn token(token_id: u32) -> SampledToken {
+        SampledToken { token_id, logprob: None, top_logprobs: Vec::new() }
+    }
+
+    #[test]
+    fn every_token_moves_the_random_number_on() {
+        let mut generation = generation(SamplingParams::default(), 10);
+        for step in 0..3 {
+            assert_eq!(generation.sampling.as_ref().unwrap().step, step);
+            assert_eq!(generation.accept(&token(4)), Verdict::GoOn);
+        }
+        // Nobody asked for penalties, so nothing is carried along for them.
+        let sampling = generation.sampling.unwrap();
+        assert!(sampling.output_token_ids.is_empty() && sampling.prompt_token_ids.is_empty());
+    }
+
+    #[test]
+    fn penalties_get_what_they_need() {
+        let mut repetition = generation(SamplingParams { repetition_penalty: 1.1, ..SamplingParams::default() }, 10);
+        repetition.accept(&token(4));
+        let sampling = repetition.sampling.unwrap();
+        assert_eq!((&*sampling.prompt_token_ids, &*sampling.output_token_ids), (&[1, 2, 3][..], &[4][..]));
+        let mut presence = generation(SamplingParams { presence_penalty: 1.0, ..SamplingParams::default() }, 10);
+        presence.accept(&token(4));
+        let sampling = presence.sampling.unwrap();
+        assert_eq!((sampling.prompt_token_ids.len(), &*sampling.output_token_ids), (0, &[4][..]));
+    }
+
+    #[test]
+    fn a_stop_goes_before_the_last_token() {
+        let stop = Verdict::Stop(FinishReason::Stop { stop_token_id: None });
+        assert_eq!(generation(SamplingParams::default(), 1).accept(&token(9)), stop);
+        assert_eq!(generation(SamplingParams::default(), 1).accept(&token(4)), Verdict::LastToken);
+        let both = SamplingParams { stop_token_ids: vec![9], ..SamplingParams::default() };
+        assert_eq!(generation(both.clone(), 5).accept(&token(9)), stop);
+        let ignoring = SamplingParams { ignore_eos: true, ..both };
+        let named = Verdict::Stop(FinishReason::Stop { stop_token_id: Some(9) });
+        assert_eq!(generation(ignoring, 5).accept(&token(9)), named);
+    }
+}

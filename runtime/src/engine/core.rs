@@ -135,6 +135,8 @@ impl Core {
     /// Only one that ends the engine; any other has failed the requests of the step.
     fn run_step(&mut self) -> Result<(), BackendError> {
         self.scheduler.schedule(&mut self.step);
+        // Or the loop would spin for ever.
+        assert!(!self.step.rows.is_empty(), "there is work, and the scheduler found nothing to run");
         self.note_schedule();
         self.fill_batch();
         let result = run_backend(&mut *self.backend, &self.batch);

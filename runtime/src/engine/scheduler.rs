@@ -107,10 +107,7 @@ impl Scheduler {
         step.clear();
         self.schedule_decodes(step);
         self.schedule_running_prefills(step);
-        // What was just taken away is not given out in the same breath.
-        if step.preempted.is_empty() {
-            self.admit_waiting(step);
-        }
+        self.admit_waiting(step);
     }
 
     /// The step ran: its tokens are in the cache, and full blocks can be found by others.

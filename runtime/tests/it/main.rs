@@ -1,3 +1,4 @@
 mod cpu;
 mod engine;
 mod server;
+mod weights;

@@ -147,7 +147,10 @@ impl Rows {
                 scale_and_mask(&mut weights[i], span, visible[i], scores);
                 corrections[i] = soften(&mut weights[i], &mut self.maxima[row], &mut self.sums[row]);
             }
-            let weights = transpose(&weights);
+            // What lies beyond the last position that any row sees is another sequence's past: 0 times it may be NaN.
+            let last = visible.iter().map(|v| v.end).max().unwrap_or(0).min(span.end);
+            let seen = last.saturating_sub(span.first);
+            let weights = &transpose(&weights)[..seen];
             let outputs = &mut self.outputs[tile * dim_lines * TILE_ROWS..(tile + 1) * dim_lines * TILE_ROWS];
             for (out, values) in outputs.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(values.chunks_exact(LANES)) {
                 for (line, &correction) in out.iter_mut().zip(&corrections) {
@@ -155,7 +158,7 @@ impl Rows {
                         *o *= correction;
                     }
                 }
-                accumulate(simd, &weights, values, out);
+                accumulate(simd, weights, values, out);
             }
         }
     }

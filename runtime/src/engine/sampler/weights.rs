@@ -93,7 +93,7 @@ mod tests {
     fn lanes_and_rest_are_all_seen() {
         for len in [0, 1, 15, 16, 17, 40] {
             let weights: Vec<f32> = (0..len).map(|at| at as f32).collect();
-            assert_eq!(sum(&weights), (0..len).sum::<i32>().into());
+            assert_eq!(sum(&weights), f64::from((0..len).sum::<i32>()));
             assert_eq!(greatest(&weights), if len == 0 { f32::NEG_INFINITY } else { (len - 1) as f32 });
             let reversed: Vec<f32> = weights.iter().rev().copied().collect();
             assert_eq!(greatest(&reversed), greatest(&weights));

@@ -135,5 +135,7 @@ fn options_are_checked() {
         load(CpuOptions { max_model_len: Some(257), ..options() }),
         Err(LoadError::MaxModelLen { asked: 257, limit: 256 })
     ));
+    let huge = load(CpuOptions { kv_cache_bytes: 1 << 50, ..options() });
+    assert!(matches!(huge, Err(LoadError::DoesNotFit { .. })), "{huge:?}");
     assert!(matches!(load(CpuOptions { kv_cache_bytes: 100, ..options() }), Err(LoadError::KvCacheTooSmall { .. })));
 }

@@ -8,6 +8,7 @@ mod lifecycle;
 mod sampling;
 pub mod toy_backend;
 
+use futures::FutureExt;
 use mserve_runtime::engine::{
     Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenStream, Usage,
 };
@@ -74,6 +75,7 @@ pub fn wait_until_empty(engine: &EngineHandle) {
     loop {
         let load = engine.load();
         if (load.running, load.waiting) == (0, 0) && load.kv_cache_usage == 0.0 {
+            assert_eq!(engine.stopped().now_or_never(), None, "empty because it ended");
             return;
         }
         assert!(Instant::now() < give_up, "not empty: {load:?}");

@@ -48,6 +48,10 @@ fn nothing_ends_before_min_tokens() {
     let (tokens, _, _) = collect(engine.generate(with_eos(&prompt, text[0], params)).unwrap());
     assert!(tokens.len() >= 3 && tokens[0] != text[0], "{tokens:?}");
     assert!(!tokens[..3].contains(&text[0]) && !tokens[..3].contains(&text[1]));
+    // The token after those may be the end.
+    let params = SamplingParams { min_tokens: 3, ..greedy(10) };
+    let (tokens, reason, _) = collect(engine.generate(with_eos(&prompt, text[3], params)).unwrap());
+    assert_eq!((tokens.as_slice(), reason), (&text[..3], stops(None)));
 }
 
 #[test]

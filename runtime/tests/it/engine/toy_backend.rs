@@ -25,6 +25,8 @@ pub enum ToyKind {
 /// What the device saw, for tests to look at.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
+    /// Steps begun, before they wait for a word.
+    pub begun: usize,
     pub steps: usize,
     pub tokens: usize,
     pub most_tokens: usize,
@@ -100,6 +102,7 @@ impl Backend for ToyBackend {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
+        self.seen.lock().unwrap().begun += 1;
         if let Some(gate) = &self.gate {
             let _ = gate.recv();
         }
