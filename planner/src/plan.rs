@@ -95,6 +95,8 @@ pub struct CardRow {
     pub card: Card,
     /// `None`: the model does not fit.
     pub best: Option<PlanOption>,
+    /// When it does not: the longest sequence that would. 0 when the weights alone are too large.
+    pub max_model_len_that_fits: u64,
 }
 
 /// Plan a model on `gpus` equal cards.
@@ -135,8 +137,9 @@ pub fn across_cards<'c>(
     let program = families::program(request.spec);
     let row = |card: Card| {
         let request = PlanRequest { card: card.clone(), ..request.clone() };
-        let best = search(&request, &program).0.into_iter().next();
-        CardRow { card, best }
+        let (options, rejected) = search(&request, &program);
+        let best = options.into_iter().next();
+        CardRow { card, best, max_model_len_that_fits: Rejected::longest(&rejected) }
     };
     Ok(cards.into_iter().map(|gpu| row(Card::from(gpu))).collect())
 }

@@ -4,19 +4,28 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// `65.32 GiB`, `0.78125 MiB`, `36 KiB`: the largest unit that leaves at least one, five significant decimals at most.
-/// MiB is kept down to half of one, because KV per token is quoted in MiB.
+/// `65.32 GiB`, `268.5 MiB`, `36 KiB`: the largest unit that leaves at least one, two decimals at most.
 pub fn format_bytes(bytes: u64) -> String {
-    let (unit, name) = match bytes {
-        b if b >= GIB => (GIB, "GiB"),
-        b if b >= MIB / 2 => (MIB, "MiB"),
-        b if b >= KIB => (KIB, "KiB"),
-        _ => return format!("{bytes} B"),
-    };
-    let value = bytes as f64 / unit as f64;
-    let text = if unit == GIB { format!("{value:.2}") } else { format!("{value:.5}") };
-    let text = if unit == GIB { &text } else { text.trim_end_matches('0').trim_end_matches('.') };
-    format!("{text} {name}")
+    match bytes {
+        b if b >= GIB => format!("{:.2} GiB", b as f64 / GIB as f64),
+        b if b >= MIB => in_unit(b, MIB, "MiB", 2),
+        b if b >= KIB => in_unit(b, KIB, "KiB", 2),
+        b => format!("{b} B"),
+    }
+}
+
+/// `0.78125 MiB`, `36 KiB`: KV per token is quoted in MiB from half of one on, and exactly.
+pub fn format_bytes_per_token(bytes: u64) -> String {
+    match bytes {
+        b if b >= MIB / 2 => in_unit(b, MIB, "MiB", 6),
+        b if b >= KIB => in_unit(b, KIB, "KiB", 6),
+        b => format!("{b} B"),
+    }
+}
+
+fn in_unit(bytes: u64, unit: u64, name: &str, decimals: usize) -> String {
+    let text = format!("{:.decimals$}", bytes as f64 / unit as f64);
+    format!("{} {name}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// `12,345,678`
@@ -71,13 +80,16 @@ mod tests {
             (0, "0 B"),
             (1023, "1023 B"),
             (36 * KIB, "36 KiB"),
-            (144 * KIB, "144 KiB"),
-            (819_200, "0.78125 MiB"),
+            (819_200, "800 KiB"),
             (MIB, "1 MiB"),
+            (100 * MIB + MIB / 2, "100.5 MiB"),
             (65 * GIB + GIB / 4, "65.25 GiB"),
         ];
         for (bytes, text) in table {
             assert_eq!(format_bytes(bytes), text);
+        }
+        for (bytes, text) in [(819_200, "0.78125 MiB"), (147_456, "144 KiB"), (131_072, "128 KiB"), (MIB, "1 MiB")] {
+            assert_eq!(format_bytes_per_token(bytes), text);
         }
         assert_eq!(format_count(1_234_567), "1,234,567");
         assert_eq!(format_count(12), "12");

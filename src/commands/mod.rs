@@ -26,7 +26,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(args) => stop::run(args),
         Command::Logs(args) => logs::run(args),
         Command::Chat(args) => chat::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(&args),
         Command::Worker(args) => worker::run(args),
     }
 }

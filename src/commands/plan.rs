@@ -97,14 +97,14 @@ struct DoesNotFitJson<'a> {
     other_cards: &'a [CardRow],
 }
 
-pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
+pub fn run(mut args: PlanArgs) -> anyhow::Result<ExitCode> {
+    let path = args.model_path.take().or_else(|| args.model.take()).context("no model was given")?;
     let args = &args;
-    let path = args.model_path.as_ref().or(args.model.as_ref()).context("no model was given")?;
-    let model = model::load(path)?;
+    let model = model::load(&path)?;
     let chosen = cards::choose(args.gpu.as_deref(), args.gpus, args.gpu_memory_utilization)?;
     let request = request(args, &model, &chosen);
     let other_cards = match chosen.source {
-        CardSource::Default => plan::across_cards(&request, cards::common()).map_err(usage)?,
+        CardSource::Default => plan::across_cards(&request, cards::common()).map_err(|error| usage(&error))?,
         CardSource::Flag | CardSource::Driver => Vec::new(),
     };
     match plan::plan(&request) {
@@ -113,7 +113,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<ExitCode> {
             show_plan(args, &chosen, &plan, &other_cards)
         }
         Err(PlanError::DoesNotFit(error)) => show_does_not_fit(args, &chosen, &error, &other_cards),
-        Err(error) => Err(usage(error)),
+        Err(error) => Err(usage(&error)),
     }
 }
 
@@ -143,7 +143,7 @@ fn request<'a>(args: &PlanArgs, model: &'a model::Model, chosen: &ChosenCards) -
     }
 }
 
-fn usage(error: PlanError) -> anyhow::Error {
+fn usage(error: &PlanError) -> anyhow::Error {
     Failure::usage(error.to_string()).into()
 }
 

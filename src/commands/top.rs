@@ -128,6 +128,9 @@ pub fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
 async fn show<S: Source>(source: S, args: TopArgs) -> anyhow::Result<ExitCode> {
     let Some(plain) = plain_face(&args, tui::has_screen()) else {
         let outcome = tui::run(source, args.screen.options()).await?;
+        if outcome == Outcome::Stopped {
+            eprintln!("the deployment has stopped");
+        }
         return Ok(exit_code(outcome));
     };
     tui::run_plain(&source, plain, args.screen.refresh, &mut std::io::stdout()).await?;

@@ -119,7 +119,7 @@ pub fn run(args: WorkerArgs) -> anyhow::Result<ExitCode> {
         die_with_parent()?;
     }
     log_to_stderr();
-    match worker::run(config(args), tell) {
+    match worker::run(config(args), |event| tell(&event)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
             tracing::error!(%error, "the worker ends");
@@ -170,8 +170,8 @@ fn config(args: WorkerArgs) -> WorkerConfig {
 }
 
 /// One line, written at once. A reader that has gone is no reason to fail: the parent's end is noticed elsewhere.
-fn tell(event: WorkerEvent) {
-    if let Ok(mut line) = serde_json::to_vec(&event) {
+fn tell(event: &WorkerEvent) {
+    if let Ok(mut line) = serde_json::to_vec(event) {
         line.push(b'\n');
         let mut out = std::io::stdout().lock();
         drop(out.write_all(&line).and_then(|()| out.flush()));
@@ -207,6 +207,8 @@ fn die_with_parent() -> anyhow::Result<()> {
                 _ => {}
             }
         }
+        // The launcher is gone, so nobody waits for guards to run.
+        #[allow(clippy::disallowed_methods)]
         std::process::exit(i32::from(crate::exit::FAILURE));
     })?;
     Ok(())

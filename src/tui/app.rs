@@ -26,6 +26,9 @@ const ACTION_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Show the dashboard on this terminal until the operator leaves it, a signal comes or the deployment was stopped.
 ///
+/// Ask [`super::has_screen`] first. While it runs, nothing else may write to the terminal: logs go to a file. The
+/// signals TERM, HUP and INT end it; a caller that listens for them too gets them as well.
+///
 /// # Errors
 /// The terminal cannot be drawn on, or a task panicked.
 pub async fn run<S: Source>(source: S, options: TuiOptions) -> anyhow::Result<Outcome> {
@@ -200,5 +203,52 @@ impl Signals {
             _ = self.hangup.recv() => SignalKind::hangup().as_raw_value(),
             _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::status::Status;
+    use crate::tui::fixtures::{Scripted, empty};
+
+    #[tokio::test]
+    async fn the_collector_passes_on_all_and_follows_a_new_launcher() {
+        let other = Status { pid: 9, ..empty() };
+        let script = [Ok(empty()), Ok(empty()), Err("refused".to_owned()), Ok(other)];
+        let source = Arc::new(Scripted::new(script));
+        let (sender, mut inbox) = mpsc::channel(MESSAGES_QUEUED);
+        collect(source.clone(), Duration::from_millis(1), sender).await;
+        let mut heard = Vec::new();
+        while let Some(message) = inbox.recv().await {
+            heard.push(match message {
+                Message::Snapshot(status) => format!("pid {}", status.pid),
+                Message::Logs(lines) => format!("{} lines", lines.len()),
+                Message::Lost(error) => error,
+                other => format!("{other:?}"),
+            });
+        }
+        let expected =
+            ["pid 4400", "3 lines", "pid 4400", "0 lines", "refused", "pid 9", "3 lines", "0 lines", "Ended"];
+        assert_eq!(heard, expected);
+        assert_eq!(*source.logs_after.lock().unwrap(), [None, Some(2), None, Some(2)]);
+    }
+
+    #[tokio::test]
+    async fn the_collector_ends_with_its_listener() {
+        let (sender, inbox) = mpsc::channel(1);
+        drop(inbox);
+        let endless = std::iter::repeat_with(|| Ok(empty())).take(1_000);
+        let source = Arc::new(Scripted::new(endless));
+        collect(source.clone(), Duration::from_millis(1), sender).await;
+        assert_eq!(*source.logs_after.lock().unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_source_that_hangs_is_given_up() {
+        let never = std::future::pending::<anyhow::Result<()>>();
+        let error = within(Duration::from_millis(1), never).await.unwrap_err();
+        assert!(error.to_string().contains("no answer"), "{error}");
     }
 }

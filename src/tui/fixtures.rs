@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::message::{Effect, Message};
+use super::source::{Action, Source};
 use super::state::State;
 use super::update::update;
 use crate::status::{
@@ -11,6 +12,8 @@ use chrono::{FixedOffset, Offset, Utc};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use mserve_runtime::engine::EngineLoad;
 use ratatui::layout::Size;
+use std::collections::VecDeque;
+use std::sync::Mutex;
 
 /// 2026-11-20 14:02:11 UTC
 pub const NOW: f64 = 1_795_183_331.0;
@@ -238,4 +241,32 @@ pub fn keys(state: &mut State, text: &str) -> Vec<Effect> {
 
 pub fn press(state: &mut State, code: KeyCode) -> Option<Effect> {
     feed(state, Message::Key(KeyEvent::new(code, KeyModifiers::NONE)))
+}
+
+/// A source that says what it was told to, then ends; it remembers what it was asked.
+#[derive(Debug, Default)]
+pub struct Scripted {
+    statuses: Mutex<VecDeque<Result<Status, String>>>,
+    pub logs_after: Mutex<Vec<Option<u64>>>,
+}
+
+impl Scripted {
+    pub fn new(statuses: impl IntoIterator<Item = Result<Status, String>>) -> Self {
+        Self { statuses: Mutex::new(statuses.into_iter().collect()), ..Self::default() }
+    }
+}
+
+impl Source for Scripted {
+    async fn status(&self) -> anyhow::Result<Option<Status>> {
+        self.statuses.lock().unwrap().pop_front().transpose().map_err(anyhow::Error::msg)
+    }
+
+    async fn logs(&self, after: Option<u64>) -> anyhow::Result<Vec<LogLine>> {
+        self.logs_after.lock().unwrap().push(after);
+        Ok(log_lines(3).into_iter().filter(|line| after.is_none_or(|seq| line.seq > seq)).collect())
+    }
+
+    async fn act(&self, action: Action) -> anyhow::Result<String> {
+        Ok(format!("{action:?}"))
+    }
 }

@@ -44,7 +44,7 @@ pub async fn run_plain<S: Source>(
     let utc_offset = Local::now().offset().fix();
     let mut tick = interval(refresh);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut missed = None;
+    let mut missed: Option<u32> = None;
     loop {
         tick.tick().await;
         let status = match timeout(POLL_DEADLINE, source.status()).await.context("no answer from the launcher") {
@@ -52,11 +52,11 @@ pub async fn run_plain<S: Source>(
             Ok(Ok(None)) => return Ok(()),
             Err(error) | Ok(Err(error)) => {
                 // Before the first snapshot there is nothing worth waiting for.
-                let so_far: u32 = missed.ok_or(()).or(Err(error))?;
-                missed = Some(so_far + 1);
+                let Some(so_far) = missed else { return Err(error) };
                 if so_far + 1 >= POLLS_MISSED {
-                    anyhow::bail!("the launcher answers no more");
+                    return Err(error.context("the launcher answers no more"));
                 }
+                missed = Some(so_far + 1);
                 continue;
             }
         };

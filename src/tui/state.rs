@@ -17,6 +17,8 @@ pub struct State {
     pub size: Size,
     pub now_unix_s: f64,
     pub link: Link,
+    /// Process id of the launcher that was heard last.
+    pub launcher: Option<u32>,
     /// The snapshot on screen.
     pub status: Option<Status>,
     /// The screen keeps its snapshot while newer ones are only recorded.
@@ -100,6 +102,7 @@ impl State {
             size: Size::new(80, 24),
             now_unix_s: 0.0,
             link: Link::Connecting,
+            launcher: None,
             status: None,
             frozen: false,
             history: History::default(),

@@ -43,8 +43,8 @@ impl Screen {
                 report(info);
             }));
         });
-        // NO_COLOR is honoured by the theme. crossterm 0.29 honours it too, but by writing a reset after bold and
-        // reverse, which loses the selected row.
+        // NO_COLOR is honoured by the theme, and `--color always` overrules it. crossterm 0.29 honours it too, but by
+        // writing a bare reset in place of a colour, which also undoes bold and reverse.
         crossterm::style::force_color_output(true);
         enable_raw_mode().context("cannot switch the terminal to raw mode")?;
         TAKEN.store(true, Ordering::SeqCst);

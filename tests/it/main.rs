@@ -3,6 +3,8 @@ mod launch;
 mod launched;
 mod mock_upstream;
 mod mock_worker;
+mod plan;
 mod router;
 mod supervisor;
 mod top;
+mod worker;

@@ -137,6 +137,18 @@ fn no_color_keeps_bold_and_reverse_and_sends_no_colour() {
     let text = screen.text();
     assert!(text.contains("\u{1b}[7m"), "no reverse in {text:?}");
     assert!(!text.contains("\u{1b}[38;5;"), "a colour in {text:?}");
+}
+
+#[test]
+fn color_always_overrules_no_color() {
+    let mut command = top(&["--color", "always"]);
+    command.env("NO_COLOR", "1");
+    let mut screen = OnTerminal::start(command);
+    screen.wait_for("demo-embed-0");
+    screen.press("q");
+    screen.ended();
+    let text = screen.text();
+    assert!(text.contains("\u{1b}[38;5;"), "no colour in {text:?}");
     assert!(!text.contains("\u{1b}[;m"), "a reset that undoes bold in {text:?}");
 }
 

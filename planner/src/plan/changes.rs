@@ -1,6 +1,6 @@
 //! When nothing fits: how far off the closest option is, and what would do.
 
-use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, RejectedReason, search};
+use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
 use crate::gpus::GPUS;
 use crate::memory::{Budget, EngineLimits, KvCacheDtype, TermKind};
 use crate::model::Program;
@@ -93,11 +93,10 @@ fn fp8<'a>(request: &PlanRequest<'a>) -> Option<(Change, PlanRequest<'a>)> {
 
 fn longest_context<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {
     let (_, rejected) = search(request, program);
-    let lengths = rejected.iter().map(|r| match r.reason {
-        RejectedReason::TooLittleMemory { max_model_len_that_fits, .. } => max_model_len_that_fits,
-        RejectedReason::Indivisible(_) => 0,
-    });
-    let max_model_len = lengths.max().filter(|&tokens| tokens >= SHORTEST_USEFUL_CONTEXT_TOKENS)?;
+    let max_model_len = Rejected::longest(&rejected);
+    if max_model_len < SHORTEST_USEFUL_CONTEXT_TOKENS {
+        return None;
+    }
     let limits = EngineLimits { max_model_len, ..request.limits };
     Some((Change::MaxModelLen(max_model_len), PlanRequest { limits, ..request.clone() }))
 }

@@ -1,6 +1,6 @@
 use super::{Change, MAX_GPUS, PlanRequest};
 use crate::tensor_parallel::{self, Indivisible};
-use crate::units::format_bytes;
+use crate::units::{format_bytes, format_count};
 use serde::Serialize;
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -17,8 +17,8 @@ pub enum PlanError {
 #[derive(Debug, Clone, PartialEq, Serialize, thiserror::Error)]
 #[error(
     "{model} does not fit {gpus} x {card}: at TP {tensor_parallel_size} a GPU needs {} ({} of weights, {} for one \
-     request of {max_model_len} tokens), and {} of its {} may be used",
-    format_bytes(*needed_bytes), format_bytes(*weights_bytes), format_bytes(*kv_bytes),
+     request of {} tokens), and {} of its {} may be used",
+    format_bytes(*needed_bytes), format_bytes(*weights_bytes), format_bytes(*kv_bytes), format_count(*max_model_len),
     format_bytes(*requested_bytes), format_bytes(*total_bytes)
 )]
 pub struct DoesNotFit {

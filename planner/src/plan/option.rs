@@ -32,7 +32,7 @@ pub struct Concurrency {
     pub tokens: u64,
     /// What one replica's KV pool holds, in fractions of a request. `None`: no cache, so KV sets no limit.
     pub kv_per_replica: Option<f64>,
-    /// Whole requests of one replica: the KV pool's, at most `max_num_seqs`.
+    /// Whole requests of one replica: what its KV pool holds, or a step when there is none; at most `max_num_seqs`.
     pub requests_per_replica: u64,
     pub requests_total: u64,
 }
@@ -59,6 +59,17 @@ pub enum RejectedReason {
     },
 }
 
+impl Rejected {
+    /// The longest sequence that would fit one of these; 0 when the weights alone never do.
+    pub(super) fn longest(rejected: &[Self]) -> u64 {
+        let lengths = rejected.iter().map(|r| match r.reason {
+            RejectedReason::TooLittleMemory { max_model_len_that_fits, .. } => max_model_len_that_fits,
+            RejectedReason::Indivisible(_) => 0,
+        });
+        lengths.max().unwrap_or(0)
+    }
+}
+
 impl PlanOption {
     /// For a size that divides the model, of at most `request.gpus`.
     pub(super) fn new(
@@ -83,7 +94,8 @@ impl PlanOption {
         let at = |tokens| {
             let kv_per_replica =
                 (!kv.is_empty()).then(|| kv.concurrency(num_blocks, tokens, limits.max_num_batched_tokens));
-            let held = kv_per_replica.map_or(limits.max_num_seqs, |c| c as u64);
+            // Without a cache a request lives for one step: what a step holds.
+            let held = kv_per_replica.map_or(limits.max_num_batched_tokens / tokens, |c| c as u64);
             let requests_per_replica = held.min(limits.max_num_seqs);
             let requests_total = requests_per_replica * replicas;
             Concurrency { tokens, kv_per_replica, requests_per_replica, requests_total }

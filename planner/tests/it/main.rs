@@ -1,4 +1,6 @@
 //! One test binary for the crate.
 
+mod config_fuzz;
 mod fixtures;
 mod golden;
+mod planning;

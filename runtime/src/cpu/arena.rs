@@ -109,7 +109,6 @@ impl Arena {
         self.slots.iter().map(|s| s.values.len() as u64 * 4).sum()
     }
 
-    /// Overwrites everything, so that a test sees an op that reads what it should not.
     #[cfg(test)]
     pub fn poison(&mut self) {
         for slot in &mut self.slots {

@@ -1,15 +1,17 @@
 use super::arena::Arena;
+use super::host_memory;
 use super::interpret::StepState;
-use super::kv_cache::LayerCache;
-use super::load::{LoadedModel, Loader};
-use super::loaded::{Heads, LoadedOp};
+use super::kv_cache::{KvShape, LayerCache};
+use super::load::{LoadedModel, Loader, heads};
+use super::loaded::LoadedOp;
 use super::validate::{self, StepLimits};
 use super::{CpuOptions, LoadError};
-use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, SampledToken, StepBatch};
+use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
 use crate::weights::TensorSource;
 use mserve_planner::model::{BufferId, ModelSpec, Positions, Program, Quantization, families};
 use pulp::Arch;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 
 /// A model on the host's cores.
 #[derive(Debug)]
@@ -48,11 +50,14 @@ impl CpuBackend {
             .build()
             .map_err(|source| LoadError::Threads { threads, source })?;
         let loader = Loader::new(&program, source, options.weights, max_model_len, progress)?;
+        let shapes: Vec<KvShape> =
+            program.cached_attentions().map(|id| heads(&program, id).kv_shape(options.block_size)).collect();
+        let block_bytes: u64 = shapes.iter().map(|s| s.block_bytes()).sum();
+        let num_blocks = num_blocks(block_bytes, options)?;
+        let arena = Arena::new(&program, options.max_num_batched_tokens);
+        check_memory(loader.weight_bytes(), block_bytes * num_blocks as u64, arena.bytes())?;
         let model = pool.install(|| loader.load())?;
-        let num_blocks = num_blocks(&model.cached, options)?;
-        let caches: Vec<LayerCache> =
-            model.cached.iter().map(|h| LayerCache::new(h.kv_shape(options.block_size), num_blocks)).collect();
-        let block_bytes: u64 = caches.iter().map(|c| c.shape().block_bytes()).sum();
+        let caches: Vec<LayerCache> = shapes.iter().map(|&s| LayerCache::new(s, num_blocks)).collect();
         let info = BackendInfo {
             output_width: program.buffer(program.output).width as usize,
             vocab_size: spec.vocab_size as usize,
@@ -62,11 +67,10 @@ impl CpuBackend {
             max_model_len,
             device: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
         };
-        let limits =
-            StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !model.cached.is_empty() };
+        let limits = StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !caches.is_empty() };
         let state = StepState {
             arch,
-            arena: Arena::new(&program, options.max_num_batched_tokens),
+            arena,
             caches,
             linear: Default::default(),
             attention: Default::default(),
@@ -100,9 +104,22 @@ impl CpuBackend {
         self.model.ops.iter().map(LoadedOp::weight_bytes).sum()
     }
 
+    /// Bytes of keys and values of one token, all layers.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        let block_bytes: u64 = self.state.caches.iter().map(|c| c.shape().block_bytes()).sum();
+        block_bytes / self.info.block_size as u64
+    }
+
     /// Bytes of the activation arena.
     pub fn activation_bytes(&self) -> u64 {
         self.state.arena.bytes()
+    }
+
+    /// Overwrites activations and cache, so that a test sees an op that reads what it should not.
+    #[cfg(test)]
+    pub(super) fn poison(&mut self) {
+        self.state.arena.poison();
+        self.state.caches.iter_mut().for_each(LayerCache::poison);
     }
 
     fn error(&self, what: String) -> BackendError {
@@ -116,23 +133,16 @@ impl Backend for CpuBackend {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
-        let width = self.info.output_width;
-        let rows = self.forward_rows(batch)?;
-        let sequences = batch.sequences.iter().filter(|s| s.wants_output);
-        Ok(rows
-            .chunks_exact(width)
-            .zip(sequences)
-            .map(|(row, sequence)| match &sequence.sampling {
-                Some(_) => RowOutput::Token(greedy(row)),
-                None => RowOutput::Vector(row.to_vec()),
-            })
-            .collect())
+        self.forward_rows(batch)?;
+        let (width, output) = (self.info.output_width, self.output);
+        let rows = self.state.arena.get_mut(output);
+        let sequences: Vec<_> = batch.sequences.iter().filter(|s| s.wants_output).collect();
+        let row_output = |(row, sequence): (&mut [f32], &StepSequence)| match &sequence.sampling {
+            Some(sampling) => RowOutput::Token(sample(row, sampling)),
+            None => RowOutput::Vector(row.to_vec()),
+        };
+        Ok(self.pool.install(|| rows.par_chunks_exact_mut(width).zip(sequences).map(row_output).collect()))
     }
-}
-
-fn greedy(row: &[f32]) -> SampledToken {
-    let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap_or(0);
-    SampledToken { token_id: best as u32, logprob: None, top_logprobs: Vec::new() }
 }
 
 fn check_options(options: &CpuOptions) -> Result<(), LoadError> {
@@ -165,8 +175,18 @@ fn max_model_len(spec: &ModelSpec, program: &Program, options: &CpuOptions) -> R
     }
 }
 
-fn num_blocks(cached: &[Heads], options: &CpuOptions) -> Result<usize, LoadError> {
-    let block_bytes: u64 = cached.iter().map(|h| h.kv_shape(options.block_size).block_bytes()).sum();
+/// Refuses before anything is read what the kernel would end the process for later.
+fn check_memory(weight_bytes: u64, kv_cache_bytes: u64, activation_bytes: u64) -> Result<(), LoadError> {
+    let needed_bytes = weight_bytes.saturating_add(kv_cache_bytes).saturating_add(activation_bytes);
+    match host_memory::free_bytes() {
+        Some(free_bytes) if needed_bytes > free_bytes => {
+            Err(LoadError::DoesNotFit { weight_bytes, kv_cache_bytes, activation_bytes, free_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn num_blocks(block_bytes: u64, options: &CpuOptions) -> Result<usize, LoadError> {
     if block_bytes == 0 {
         return Ok(0);
     }

@@ -1,7 +1,7 @@
 //! One step: the ops of a loaded model, in order, over the arena.
 
 use super::arena::Arena;
-use super::attention::{AttentionScratch, StepBlocks};
+use super::attention::{AttentionContext, AttentionScratch, StepBlocks};
 use super::kernels::elementwise::{self, NormRows, rms_norm_in_place};
 use super::kernels::rope::{Rope, rotate};
 use super::kernels::{LANES, PARALLEL_ELEMENTS};
@@ -75,10 +75,10 @@ impl StepState {
                 }
             }
             LoadedOp::Attention { qkv, attention, out } => {
-                let (caches, step, scratch) = (&self.caches, &self.step_blocks, &mut self.attention);
-                self.arena.write(*out, |arena, out| {
-                    attention.run(arch, batch, arena.get(*qkv), caches, step, scratch, out);
-                });
+                let step_blocks = &self.step_blocks;
+                let context = AttentionContext { arch, batch, caches: &self.caches, step_blocks };
+                let scratch = &mut self.attention;
+                self.arena.write(*out, |arena, out| attention.run(context, scratch, arena.get(*qkv), out));
             }
             LoadedOp::GatedAct { gate_up, activation, out } => {
                 let width = self.arena.width(*out);
@@ -127,7 +127,7 @@ impl StepState {
 }
 
 impl Embed {
-    fn run(&self, batch: &StepBatch, out: &mut [f32]) {
+    pub fn run(&self, batch: &StepBatch, out: &mut [f32]) {
         let width = out.len() / batch.token_ids.len();
         let mut extra = vec![0.0; width];
         for ((out, &token), &position) in out.chunks_exact_mut(width).zip(&batch.token_ids).zip(&batch.positions) {
@@ -154,7 +154,7 @@ fn add(out: &mut [f32], row: &[f32]) {
 
 impl PrepareQkv {
     /// Norms and rotates the q and k heads of every row, in place.
-    fn rotate_rows(&self, arch: Arch, rope_table: Option<&[f32]>, qkv: &mut [f32]) {
+    pub fn rotate_rows(&self, arch: Arch, rope_table: Option<&[f32]>, qkv: &mut [f32]) {
         let width = self.heads.width();
         let cos_sin_len = rope_table.map_or(0, |t| t.len() / (qkv.len() / width));
         let row = |(i, row): (usize, &mut [f32])| {
@@ -201,7 +201,7 @@ fn fill_rope_table(rope: &Rope, positions: &[u32], table: &mut Vec<f32>) {
 }
 
 /// One vector out of the rows of one sequence.
-fn pool(pooling: Pooling, rows: &[f32], out: &mut [f32]) {
+pub fn pool(pooling: Pooling, rows: &[f32], out: &mut [f32]) {
     let width = out.len();
     match pooling {
         Pooling::Cls => out.copy_from_slice(&rows[..width]),

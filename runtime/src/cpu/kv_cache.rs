@@ -120,6 +120,14 @@ impl LayerCache {
         }
     }
 
+    #[cfg(test)]
+    pub fn poison(&mut self) {
+        for head in &mut self.heads {
+            head.keys.as_mut_slice().as_flattened_mut().fill(f32::NAN);
+            head.values.as_mut_slice().as_flattened_mut().fill(f32::NAN);
+        }
+    }
+
     /// Keys and values of sixteen positions: group `group` of block `block`.
     #[inline(always)]
     pub fn group(&self, head: usize, block: usize, group: usize) -> (&[Line<f32>], &[Line<f32>]) {

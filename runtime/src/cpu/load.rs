@@ -22,8 +22,6 @@ pub struct LoadedModel {
     pub ops: Vec<LoadedOp>,
     /// Each rope once, however many layers use it.
     pub ropes: Vec<Rope>,
-    /// Heads of each attention that keeps a cache, in layer order.
-    pub cached: Vec<Heads>,
 }
 
 pub struct Loader<'a> {
@@ -37,7 +35,8 @@ pub struct Loader<'a> {
     rope_specs: Vec<RopeSpec>,
     /// Packed output heads by weight, for embeddings that share them.
     heads: HashMap<WeightId, Arc<PanelMatrix>>,
-    cached: Vec<(AttentionId, Heads)>,
+    /// The attentions that keep a cache, in layer order.
+    cached: Vec<AttentionId>,
 }
 
 impl<'a> Loader<'a> {
@@ -50,7 +49,7 @@ impl<'a> Loader<'a> {
         progress: &'a mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, LoadError> {
         let total_bytes = source.check(program)?;
-        let cached = program.cached_attentions().map(|id| (id, heads(program, id))).collect();
+        let cached = program.cached_attentions().collect();
         Ok(Self {
             program,
             source,
@@ -63,6 +62,18 @@ impl<'a> Loader<'a> {
             heads: HashMap::new(),
             cached,
         })
+    }
+
+    /// Bytes that the weights will take in memory, about: vectors are counted as if they were matrices.
+    pub fn weight_bytes(&self) -> u64 {
+        let parameters = self.program.parameters();
+        match self.format {
+            WeightFormat::Auto => self.total_bytes,
+            WeightFormat::F32 => parameters.saturating_mul(4),
+            WeightFormat::Bf16 => parameters.saturating_mul(2),
+            // 32 bytes and an f16 scale for every 32 weights.
+            WeightFormat::Q8_0 => parameters.saturating_add(parameters / 16),
+        }
     }
 
     pub fn load(mut self) -> Result<LoadedModel, LoadError> {
@@ -82,7 +93,7 @@ impl<'a> Loader<'a> {
             });
         }
         let ropes = self.rope_specs.iter().map(|spec| Rope::new(spec, self.max_model_len)).collect();
-        Ok(LoadedModel { ops, ropes, cached: self.cached.into_iter().map(|(_, heads)| heads).collect() })
+        Ok(LoadedModel { ops, ropes })
     }
 
     fn op(&mut self, op: &Op) -> Result<LoadedOp, LoadError> {
@@ -165,7 +176,7 @@ impl<'a> Loader<'a> {
 
     fn cache(&self, attention: AttentionId, source: KvSource) -> Option<usize> {
         match source {
-            KvSource::Cache => self.cached.iter().position(|(id, _)| *id == attention),
+            KvSource::Cache => self.cached.iter().position(|id| *id == attention),
             KvSource::Step => None,
         }
     }
@@ -222,7 +233,8 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn heads(program: &Program, id: AttentionId) -> Heads {
+/// Heads of one attention.
+pub fn heads(program: &Program, id: AttentionId) -> Heads {
     let spec = program.attention(id);
     Heads {
         num_heads: spec.num_heads as usize,

@@ -7,7 +7,9 @@
 mod arena;
 mod attention;
 mod backend;
+mod bandwidth;
 mod error;
+mod host_memory;
 mod interpret;
 pub mod kernels;
 mod kv_cache;
@@ -15,8 +17,11 @@ mod linear;
 mod load;
 mod loaded;
 mod options;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use backend::CpuBackend;
+pub use bandwidth::read_bandwidth;
 pub use error::LoadError;
 pub use options::{CpuOptions, WeightFormat};

@@ -71,6 +71,9 @@ impl ActiveRequest {
 
     /// Give the place back, then say why: who hears it may come again at once.
     pub fn fail(self, error: RequestError) {
+        if let Task::Generate(generation) = &self.task {
+            tracing::warn!(request_id = generation.request_id, "request failed: {error}");
+        }
         drop(self.ticket);
         // A receiver that is gone has cancelled; there is nobody to tell.
         match self.task {
@@ -82,6 +85,8 @@ impl ActiveRequest {
 
 #[derive(Debug)]
 pub struct Generation {
+    /// For the log.
+    request_id: String,
     /// Unbounded so that a slow reader cannot stop the loop; at most `max_tokens` events and the last one go in.
     pub events: mpsc::UnboundedSender<TokenEvent>,
     /// Set by a reader that leaves because the text is complete.
@@ -112,8 +117,8 @@ impl Generation {
         text_is_complete: Arc<AtomicBool>,
     ) -> Self {
         let sampling = row_sampling(&request);
-        let eos_token_ids = request.eos_token_ids;
-        Self { events, text_is_complete, eos_token_ids, sampling: Some(sampling), max_tokens, generated: 0 }
+        let GenerateRequest { request_id, eos_token_ids, .. } = request;
+        Self { request_id, events, text_is_complete, eos_token_ids, sampling: Some(sampling), max_tokens, generated: 0 }
     }
 
     /// Count a chosen token, prepare the next choice, and say whether there is one.
@@ -170,4 +175,62 @@ fn row_sampling(request: &GenerateRequest) -> RowSampling {
 fn penalizes_output(sampling: &RowSampling) -> bool {
     let params = &sampling.params;
     params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::SamplingParams;
+    use super::*;
+
+    fn generation(params: SamplingParams, max_tokens: usize) -> Generation {
+        let request = GenerateRequest {
+            request_id: "test".to_owned(),
+            prompt_token_ids: vec![1, 2, 3],
+            params: Arc::new(params),
+            eos_token_ids: Arc::new([9]),
+            choice_index: 0,
+        };
+        Generation::new(request, max_tokens, mpsc::unbounded_channel().0, Arc::default())
+    }
+
+    fn token(token_id: u32) -> SampledToken {
+        SampledToken { token_id, logprob: None, top_logprobs: Vec::new() }
+    }
+
+    #[test]
+    fn every_token_moves_the_random_number_on() {
+        let mut generation = generation(SamplingParams::default(), 10);
+        for step in 0..3 {
+            assert_eq!(generation.sampling.as_ref().unwrap().step, step);
+            assert_eq!(generation.accept(&token(4)), Verdict::GoOn);
+        }
+        // Nobody asked for penalties, so nothing is carried along for them.
+        let sampling = generation.sampling.unwrap();
+        assert!(sampling.output_token_ids.is_empty() && sampling.prompt_token_ids.is_empty());
+    }
+
+    #[test]
+    fn penalties_get_what_they_need() {
+        let mut repetition = generation(SamplingParams { repetition_penalty: 1.1, ..SamplingParams::default() }, 10);
+        repetition.accept(&token(4));
+        let sampling = repetition.sampling.unwrap();
+        assert_eq!((&*sampling.prompt_token_ids, &*sampling.output_token_ids), (&[1, 2, 3][..], &[4][..]));
+        let mut presence = generation(SamplingParams { presence_penalty: 1.0, ..SamplingParams::default() }, 10);
+        presence.accept(&token(4));
+        let sampling = presence.sampling.unwrap();
+        assert_eq!((sampling.prompt_token_ids.len(), &*sampling.output_token_ids), (0, &[4][..]));
+    }
+
+    #[test]
+    fn a_stop_goes_before_the_last_token() {
+        let stop = Verdict::Stop(FinishReason::Stop { stop_token_id: None });
+        assert_eq!(generation(SamplingParams::default(), 1).accept(&token(9)), stop);
+        assert_eq!(generation(SamplingParams::default(), 1).accept(&token(4)), Verdict::LastToken);
+        let both = SamplingParams { stop_token_ids: vec![9], ..SamplingParams::default() };
+        assert_eq!(generation(both.clone(), 5).accept(&token(9)), stop);
+        let ignoring = SamplingParams { ignore_eos: true, ..both };
+        let named = Verdict::Stop(FinishReason::Stop { stop_token_id: Some(9) });
+        assert_eq!(generation(ignoring, 5).accept(&token(9)), named);
+    }
 }

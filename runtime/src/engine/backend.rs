@@ -21,7 +21,7 @@ pub struct BackendInfo {
     pub device: String,
 }
 
-/// One step: T tokens of S sequences, decode rows first, then prefill chunks.
+/// One step: T tokens of S sequences, decode rows (one token) first, then prefill chunks (more than one).
 #[derive(Debug, Default)]
 pub struct StepBatch {
     /// `[T]`

@@ -10,12 +10,12 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub enum Command {
-    Submit(Submission),
+    Submit(Box<Submission>),
     /// Look at what else was asked: the engine may be asleep.
     Wake,
 }
@@ -60,17 +60,23 @@ impl Core {
     /// Run until the end is asked for, nobody can ask for anything any more, or the device is lost.
     /// No request is left without an answer.
     pub fn run(mut self) {
-        let end = match catch_unwind(AssertUnwindSafe(|| self.run_until_end())) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.run_until_end()));
+        self.drop_cancelled();
+        let end = match outcome {
             Ok(Ok(())) => End::Asked { failed: self.requests.len() },
             Ok(Err(error)) => End::Failed { why: error.to_string() },
             Err(panic) => End::Failed { why: format!("the engine panicked: {}", panic_message(&*panic)) },
         };
-        if let End::Failed { why } = &end {
-            tracing::error!("the engine stops: {why}");
-        }
+        let label = match &end {
+            End::Asked { .. } => "abort",
+            End::Failed { why } => {
+                tracing::error!("the engine stops: {why}");
+                "error"
+            }
+        };
         self.shared.set_end(end);
         for (_, request) in self.requests.drain() {
-            self.shared.metrics.request_success.with_label_values(&["error"]).inc();
+            count_end(&self.shared, &request, label);
             request.fail(self.shared.abandoned());
         }
         self.shared.set_usage(0, 0);
@@ -89,26 +95,22 @@ impl Core {
 
     /// Take in what has come; wait for something when there is nothing to do. False: the end.
     fn receive(&mut self) -> bool {
-        if !self.scheduler.has_work() {
-            if self.shared.stop_at().is_some() {
-                return false;
-            }
-            match self.commands.recv() {
-                Ok(command) => self.take(command),
-                Err(_) => return false,
-            }
+        while let Ok(command) = self.commands.try_recv() {
+            self.take(command);
         }
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.take(command),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        if let Some(deadline) = self.shared.stop_at() {
+            return self.scheduler.has_work() && Instant::now() < deadline;
         }
-        self.shared.stop_at().is_none_or(|deadline| Instant::now() < deadline && self.scheduler.has_work())
+        if self.scheduler.has_work() {
+            return true;
+        }
+        // An error: no handle is left, and nothing to do for any.
+        self.commands.recv().map(|command| self.take(command)).is_ok()
     }
 
     fn take(&mut self, command: Command) {
-        let Command::Submit(Submission { prompt_token_ids, request }) = command else { return };
+        let Command::Submit(submission) = command else { return };
+        let Submission { prompt_token_ids, request } = *submission;
         let id = self.next_id;
         self.next_id += 1;
         self.scheduler.add(Sequence::new(id, request.kind(), prompt_token_ids));
@@ -133,6 +135,8 @@ impl Core {
     /// Only one that ends the engine; any other has failed the requests of the step.
     fn run_step(&mut self) -> Result<(), BackendError> {
         self.scheduler.schedule(&mut self.step);
+        // Or the loop would spin for ever.
+        assert!(!self.step.rows.is_empty(), "there is work, and the scheduler found nothing to run");
         self.note_schedule();
         self.fill_batch();
         let result = run_backend(&mut *self.backend, &self.batch);

@@ -7,12 +7,13 @@ use super::{
     AdmissionError, Backend, BackendInfo, EngineConfig, EngineLoad, EngineStartError, FinishReason, GenerateRequest,
     RequestError, TokenEvent, TokenStream, Usage,
 };
+use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// How long past its deadline a shutdown waits for the step that runs.
@@ -39,11 +40,17 @@ impl Engine {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EngineHandle {
     commands: SyncSender<Command>,
     shared: Arc<Shared>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("EngineHandle").field("config", &self.shared.config).finish_non_exhaustive()
+    }
 }
 
 /// How a shutdown went.
@@ -114,18 +121,13 @@ impl EngineHandle {
     /// Take in nothing new, give what runs until `drain_for` has passed, then fail it and join the thread.
     /// A second call with less time shortens the first.
     pub async fn shutdown(&self, drain_for: Duration) -> Shutdown {
-        let now = Instant::now();
-        self.shared.stop_at_latest(now.checked_add(drain_for).unwrap_or(now));
+        self.shared.stop_within(drain_for);
         // A full channel means that the engine is not asleep.
         drop(self.commands.try_send(Command::Wake));
-        let mut end = self.shared.watch_end();
-        let ended = tokio::time::timeout(drain_for.saturating_add(STEP_GRACE), end.wait_for(Option::is_some)).await;
-        let failed = match ended {
-            Ok(Ok(end)) => match &*end {
-                Some(End::Asked { failed }) => *failed,
-                _ => 0,
-            },
-            _ => return Shutdown::Hung,
+        let failed = match tokio::time::timeout(drain_for.saturating_add(STEP_GRACE), self.shared.ended()).await {
+            Ok(End::Asked { failed }) => failed,
+            Ok(End::Failed { .. }) => 0,
+            Err(_) => return Shutdown::Hung,
         };
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -140,25 +142,18 @@ impl EngineHandle {
     /// Resolves with the reason when the engine has ended by itself: the device is lost or the engine broke.
     /// Pending for ever after a `shutdown`.
     pub fn stopped(&self) -> impl Future<Output = String> + Send + use<> {
-        let mut end = self.shared.watch_end();
+        let shared = Arc::clone(&self.shared);
         async move {
-            loop {
-                match &*end.borrow_and_update() {
-                    Some(End::Failed { why }) => return why.clone(),
-                    Some(End::Asked { .. }) => break,
-                    None => {}
-                }
-                if end.changed().await.is_err() {
-                    break;
-                }
+            match shared.ended().await {
+                End::Failed { why } => why,
+                End::Asked { .. } => std::future::pending().await,
             }
-            std::future::pending().await
         }
     }
 
     fn submit(&self, prompt_token_ids: Vec<u32>, task: Task, ticket: Ticket) -> Result<(), AdmissionError> {
         let request = ActiveRequest::new(task, ticket, prompt_token_ids.len());
-        let command = Command::Submit(Submission { prompt_token_ids, request });
+        let command = Command::Submit(Box::new(Submission { prompt_token_ids, request }));
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => AdmissionError::QueueFull { queued: self.shared.config.max_num_queued_reqs },
             TrySendError::Disconnected(_) => {

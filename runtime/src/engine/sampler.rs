@@ -1,15 +1,20 @@
 //! Choosing a token on the host. Order of operations is vLLM's: raw logprobs, penalties, bias, temperature, min_p,
 //! top-k, top-p.
 
-use super::{RowSampling, SampledToken, SamplingParams, TokenLogprob};
+mod weights;
+
+use super::{RowSampling, SampledToken, TokenLogprob};
 use std::cmp::Ordering;
+use weights::Weigh;
 
 /// Below this temperature sampling is greedy, as in vLLM.
 const GREEDY_TEMPERATURE: f32 = 1e-5;
 
-/// First guess at how many tokens top-p keeps; grown by [`NUCLEUS_GROWTH`] while it is too small.
-const NUCLEUS_START: usize = 128;
-const NUCLEUS_GROWTH: usize = 8;
+/// Candidates that are sorted rather than halved once more.
+const NUCLEUS_SORTED: usize = 32;
+
+/// Tokens that are summed before the next look at where the drawn number lies.
+const PICK_BLOCK: usize = 256;
 
 /// Choose the next token from `logits` (`[vocab]`), which are changed in place.
 ///
@@ -34,7 +39,8 @@ pub fn sample(logits: &mut [f32], row: &RowSampling) -> SampledToken {
 }
 
 fn tame(logit: f32) -> f32 {
-    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) }
+    // Adding 0 makes -0 equal to 0 in every order.
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) + 0.0 }
 }
 
 fn apply_penalties(logits: &mut [f32], row: &RowSampling) {
@@ -77,45 +83,49 @@ fn apply_bias(logits: &mut [f32], row: &RowSampling) {
     }
 }
 
-/// `None` when no token is possible.
-fn choose(logits: &[f32], row: &RowSampling) -> Option<u32> {
-    let (best, max) = argmax(logits)?;
-    // Not a plain `<`: a temperature that is not a number is greedy too.
-    let sampled = row.params.temperature >= GREEDY_TEMPERATURE;
-    if !sampled {
-        return Some(best);
-    }
-    let weigh = Weigh { max, temperature: row.params.temperature };
-    let kept = truncate(logits, &row.params, weigh);
-    let uniform = uniform(row.seed, row.step);
-    Some(pick(&kept, uniform).unwrap_or(best))
-}
-
-/// Highest logit, lowest id first. `None` when all are -inf.
-fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::NEG_INFINITY {
+/// `None` when no token is possible. Leaves weights in place of logits when it had to weigh them all.
+fn choose(logits: &mut [f32], row: &RowSampling) -> Option<u32> {
+    let greatest = weights::greatest(logits);
+    if greatest == f32::NEG_INFINITY {
         return None;
     }
-    logits.iter().position(|&logit| logit == max).map(|at| (at as u32, max))
+    let params = &*row.params;
+    // Not a plain `<`: a temperature that is not a number is greedy too.
+    let sampled = params.temperature >= GREEDY_TEMPERATURE;
+    if !sampled {
+        return logits.iter().position(|&logit| logit == greatest).map(|at| at as u32);
+    }
+    let weigh = Weigh::new(greatest, params.temperature);
+    let uniform = uniform(row.seed, row.step);
+    let top_k = params.top_k as usize;
+    if top_k > 0 && top_k < logits.len() {
+        let mut kept = likeliest(logits, top_k);
+        kept.iter_mut().for_each(|candidate| candidate.value = weigh.of(candidate.value));
+        // Both keep a first part of one order, so min_p may as well come after.
+        kept.retain(|candidate| passes_min_p(candidate.value, params.min_p));
+        if params.top_p < 1.0 {
+            let target = f64::from(params.top_p.max(0.0)) * total(&kept);
+            kept.truncate(reach(&kept, target) + 1);
+        }
+        return pick(&kept, uniform);
+    }
+    weigh.all(logits);
+    if params.min_p > 0.0 {
+        logits.iter_mut().filter(|weight| !passes_min_p(**weight, params.min_p)).for_each(|weight| *weight = 0.0);
+    }
+    if params.top_p < 1.0 {
+        keep_nucleus(logits, params.top_p);
+    }
+    pick_from_all(logits, uniform)
+}
+
+/// The likeliest token weighs 1, so min_p bounds the weight itself; the likeliest passes whatever the bound.
+fn passes_min_p(weight: f32, min_p: f32) -> bool {
+    weight > 0.0 && (weight >= min_p || weight >= 1.0)
 }
 
 fn first_allowed(vocab: usize, forbidden: &[u32]) -> u32 {
     (0..vocab as u32).find(|token_id| !forbidden.contains(token_id)).unwrap_or(0)
-}
-
-/// Unnormalised probability after temperature; the likeliest token has 1.
-#[derive(Clone, Copy)]
-struct Weigh {
-    max: f32,
-    temperature: f32,
-}
-
-impl Weigh {
-    fn of(self, logit: f32) -> f32 {
-        // max(0) also turns the NaN of -inf over an infinite temperature into "impossible".
-        ((logit - self.max) / self.temperature).exp().max(0.0)
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -154,60 +164,90 @@ fn likeliest(logits: &[f32], count: usize) -> Vec<Candidate> {
     kept
 }
 
-/// min_p, then top-k, then top-p over what is left; values are weights. Never empty: the likeliest passes each.
-fn truncate(logits: &[f32], params: &SamplingParams, weigh: Weigh) -> Vec<Candidate> {
-    let top_k = params.top_k as usize;
-    let all_or_likeliest =
-        if top_k > 0 && top_k < logits.len() { likeliest(logits, top_k) } else { candidates(logits).collect() };
-    // The likeliest token weighs 1, so min_p bounds the weight itself. A prefix of one order each, min_p and top-k commute.
-    let least = params.min_p.min(1.0);
-    let mut kept = all_or_likeliest;
-    kept.retain_mut(|candidate| {
-        candidate.value = weigh.of(candidate.value);
-        candidate.value > 0.0 && (candidate.value >= least || candidate.value >= 1.0)
-    });
-    if params.top_p < 1.0 {
-        keep_nucleus(&mut kept, params.top_p);
+/// Leave a weight only to the fewest likeliest tokens whose share reaches `top_p`, at least one.
+fn keep_nucleus(weights: &mut [f32], top_p: f32) {
+    // All tokens below the bar weigh less than 1 - top_p together, and so less than the share of the total that may be
+    // left out: none of them is in the nucleus. The likeliest weighs 1 and is above it.
+    let bar = ((1.0 - top_p) / weights.len() as f32).max(0.0);
+    let mut kept: Vec<Candidate> = candidates(weights).filter(|candidate| candidate.value > bar).collect();
+    let Some(end) = nucleus_end(&mut kept, top_p, weights::sum(weights)) else { return };
+    for (weight, token_id) in weights.iter_mut().zip(0..) {
+        if likeliest_first(&Candidate { token_id, value: *weight }, &end).is_gt() {
+            *weight = 0.0;
+        }
     }
-    kept
 }
 
-/// Keep the fewest likeliest candidates whose share reaches `top_p`, at least one. Sorts only as many as it must.
-fn keep_nucleus(kept: &mut Vec<Candidate>, top_p: f32) {
-    let total: f64 = kept.iter().map(|candidate| f64::from(candidate.value)).sum();
-    let target = f64::from(top_p.max(0.0)) * total;
-    let (mut done, mut sum) = (0, 0.0);
-    let mut size = NUCLEUS_START;
-    while done < kept.len() {
-        let rest = &mut kept[done..];
-        let count = size.min(rest.len());
-        if count < rest.len() {
-            rest.select_nth_unstable_by(count - 1, likeliest_first);
+/// The last candidate, in order of likelihood, that is needed to weigh `top_p` of `total`. Halves instead of sorting:
+/// a flat distribution needs tens of thousands. `None` of none.
+fn nucleus_end(candidates: &mut [Candidate], top_p: f32, total: f64) -> Option<Candidate> {
+    let mut target = f64::from(top_p.max(0.0)) * total;
+    let mut rest = candidates;
+    while rest.len() > NUCLEUS_SORTED {
+        // Most are peaked: the end is among the first few.
+        let middle = rest.len() / 8;
+        rest.select_nth_unstable_by(middle, likeliest_first);
+        let (likelier, others) = rest.split_at_mut(middle + 1);
+        let sum = self::total(likelier);
+        if sum >= target {
+            rest = likelier;
+        } else {
+            target -= sum;
+            rest = others;
         }
-        rest[..count].sort_unstable_by(likeliest_first);
-        for (at, candidate) in rest[..count].iter().enumerate() {
-            sum += f64::from(candidate.value);
-            if sum >= target {
-                kept.truncate(done + at + 1);
-                return;
-            }
-        }
-        done += count;
-        size *= NUCLEUS_GROWTH;
     }
+    rest.sort_unstable_by(likeliest_first);
+    rest.get(reach(rest, target)).copied()
+}
+
+/// Index of the candidate with which the running sum reaches `target`, or of the last.
+fn reach(candidates: &[Candidate], target: f64) -> usize {
+    let mut sum = 0.0;
+    let reached = candidates.iter().position(|candidate| {
+        sum += f64::from(candidate.value);
+        sum >= target
+    });
+    reached.unwrap_or(candidates.len().saturating_sub(1))
+}
+
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.value)).sum()
 }
 
 fn pick(kept: &[Candidate], uniform: f64) -> Option<u32> {
-    let total: f64 = kept.iter().map(|candidate| f64::from(candidate.value)).sum();
-    let target = uniform * total;
+    let target = uniform * total(kept);
     let mut sum = 0.0;
-    for candidate in kept {
+    let picked = kept.iter().find(|candidate| {
         sum += f64::from(candidate.value);
-        if sum > target {
-            return Some(candidate.token_id);
+        sum > target
+    });
+    picked.or(kept.last()).map(|candidate| candidate.token_id)
+}
+
+/// Finds the block in which the running sum passes the drawn number, then the token in it.
+fn pick_from_all(weights: &[f32], uniform: f64) -> Option<u32> {
+    let sums: Vec<f64> = weights.chunks(PICK_BLOCK).map(weights::sum).collect();
+    let target = uniform * sums.iter().sum::<f64>();
+    let mut before = 0.0;
+    for (block, sum) in sums.iter().enumerate() {
+        if before + sum > target {
+            let start = block * PICK_BLOCK;
+            let weights = &weights[start..weights.len().min(start + PICK_BLOCK)];
+            return pick_within(weights, target - before).map(|at| (start + at) as u32);
         }
+        before += sum;
     }
-    kept.last().map(|candidate| candidate.token_id)
+    // Rounding took the target past the end.
+    weights.iter().rposition(|&weight| weight > 0.0).map(|at| at as u32)
+}
+
+fn pick_within(weights: &[f32], target: f64) -> Option<usize> {
+    let mut sum = 0.0;
+    let passed = weights.iter().position(|&weight| {
+        sum += f64::from(weight);
+        weight > 0.0 && sum > target
+    });
+    passed.or_else(|| weights.iter().rposition(|&weight| weight > 0.0))
 }
 
 /// A number in 0..1 from a counter, so that what else runs in a step cannot change it.
@@ -238,8 +278,9 @@ fn logprobs(raw: &[f32], token_id: u32, count: usize) -> (TokenLogprob, Vec<Toke
         let logprob = (f64::from(logit) - normalizer) as f32;
         if logprob.is_finite() { logprob } else { f32::MIN }
     };
-    let chosen = Candidate { token_id, value: raw.get(token_id as usize).copied().unwrap_or(f32::NEG_INFINITY) };
-    let rank = 1 + candidates(raw).filter(|other| likeliest_first(other, &chosen) == Ordering::Less).count();
+    let (at, value) = (token_id as usize, raw.get(token_id as usize).copied().unwrap_or(f32::NEG_INFINITY));
+    let equal_before = raw[..at.min(raw.len())].iter().filter(|&&other| other == value).count();
+    let rank = 1 + raw.iter().filter(|&&other| other > value).count() + equal_before;
     let likeliest = if count == 0 { Vec::new() } else { likeliest(raw, count.min(raw.len())) };
     let top = likeliest.iter().zip(1..).map(|(candidate, rank)| {
         let token_id = candidate.token_id;
@@ -249,11 +290,13 @@ fn logprobs(raw: &[f32], token_id: u32, count: usize) -> (TokenLogprob, Vec<Toke
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    if max == f64::NEG_INFINITY {
-        return max;
+    let greatest = weights::greatest(logits);
+    if greatest == f32::NEG_INFINITY {
+        return f64::NEG_INFINITY;
     }
-    max + logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
+    let mut weights = logits.to_vec();
+    Weigh::new(greatest, 1.0).all(&mut weights);
+    f64::from(greatest) + weights::sum(&weights).ln()
 }
 
 #[cfg(test)]

@@ -24,8 +24,9 @@ pub struct ScheduledRow {
 /// The plan of one step. Kept between steps to reuse its memory.
 #[derive(Debug, Default)]
 pub struct ScheduledStep {
-    /// Decodes first, then prefill chunks.
+    /// Rows of one token first (decodes, and the odd last token of a prompt), then prefill chunks.
     pub rows: Vec<ScheduledRow>,
+    num_single: usize,
     pub num_tokens: usize,
     /// Sequences that left the waiting queue.
     pub admitted: Vec<SequenceId>,
@@ -36,13 +37,20 @@ pub struct ScheduledStep {
 impl ScheduledStep {
     fn clear(&mut self) {
         self.rows.clear();
+        self.num_single = 0;
         self.num_tokens = 0;
         self.admitted.clear();
         self.preempted.clear();
     }
 
     fn push(&mut self, id: SequenceId, query_len: usize) {
-        self.rows.push(ScheduledRow { id, query_len });
+        let row = ScheduledRow { id, query_len };
+        if query_len == 1 {
+            self.rows.insert(self.num_single, row);
+            self.num_single += 1;
+        } else {
+            self.rows.push(row);
+        }
         self.num_tokens += query_len;
     }
 }
@@ -78,10 +86,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     pub fn has_work(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
     }
@@ -103,10 +107,7 @@ impl Scheduler {
         step.clear();
         self.schedule_decodes(step);
         self.schedule_running_prefills(step);
-        // What was just taken away is not given out in the same breath.
-        if step.preempted.is_empty() {
-            self.admit_waiting(step);
-        }
+        self.admit_waiting(step);
     }
 
     /// The step ran: its tokens are in the cache, and full blocks can be found by others.

@@ -133,9 +133,9 @@ impl Shared {
         self.requests_total.fetch_add(1, Relaxed);
     }
 
-    /// Ask for the end; requests get until `deadline`. An earlier deadline replaces a later one.
-    pub fn stop_at_latest(&self, deadline: Instant) {
-        let at_ms = duration_ms(deadline.saturating_duration_since(self.started)).min(RUNNING - 1);
+    /// Ask for the end; requests get `drain_for` from now. An earlier deadline replaces a later one.
+    pub fn stop_within(&self, drain_for: Duration) {
+        let at_ms = self.now_ms().saturating_add(duration_ms(drain_for)).min(RUNNING - 1);
         self.stop_at_ms.fetch_min(at_ms, Relaxed);
     }
 
@@ -150,8 +150,18 @@ impl Shared {
         self.end.send_replace(Some(end));
     }
 
-    pub fn watch_end(&self) -> watch::Receiver<Option<End>> {
-        self.end.subscribe()
+    /// Waits for the end.
+    pub async fn ended(&self) -> End {
+        let mut end = self.end.subscribe();
+        loop {
+            if let Some(end) = &*end.borrow_and_update() {
+                return end.clone();
+            }
+            if end.changed().await.is_err() {
+                // Not while `self`, which holds the sender, is here.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// What to tell a request whose engine went away without a word to it.
@@ -188,14 +198,16 @@ impl Shared {
         let progress = self.progress();
         let now = self.started.elapsed();
         let in_flight = self.in_flight.load(Relaxed);
+        // `progress` is as of the last step; a request may have ended since.
+        let running = progress.running.min(in_flight);
         let moved_ms = self.last_step_ms.load(Relaxed).max(self.busy_since_ms.load(Relaxed));
         let [ttft_p50_ms, ttft_p95_ms] =
             optional(progress.time_to_first_token.quantiles_ms(now.as_secs(), [0.5, 0.95]));
         let [itl_p50_ms, itl_p95_ms] = optional(progress.inter_token_latency.quantiles_ms(now.as_secs(), [0.5, 0.95]));
         let queries = self.metrics.prefix_cache_queries.get();
         EngineLoad {
-            running: progress.running as u64,
-            waiting: in_flight.saturating_sub(progress.running) as u64,
+            running: running as u64,
+            waiting: (in_flight - running) as u64,
             kv_cache_usage: share(progress.used_blocks as u64, self.info.num_blocks as u64).unwrap_or(0.0),
             kv_blocks_total: self.info.num_blocks as u64,
             kv_block_size: self.info.block_size as u64,

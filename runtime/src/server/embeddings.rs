@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::stream::{StreamExt, TryStreamExt};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::sync::Arc;
 
 const MAX_INPUTS: usize = 2048;
@@ -40,13 +40,44 @@ pub async fn create(State(state): State<Arc<ServerState>>, fields: Fields) -> Re
         .buffered(IN_ENGINE)
         .try_collect()
         .await?;
-    let entry = |(index, vector): (usize, Vec<f32>)| {
-        let vector = dimensions.map_or(vector.clone(), |n| shorten(&vector, n));
-        json!({"object": "embedding", "index": index, "embedding": encode(&vector, encoding)})
-    };
-    let data: Vec<Value> = vectors.into_iter().enumerate().map(entry).collect();
-    let usage = json!({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens});
-    Ok(Json(json!({"object": "list", "data": data, "model": state.model_name(), "usage": usage})).into_response())
+    let data = vectors.into_iter().enumerate().map(|(index, mut vector)| {
+        if let Some(dimensions) = dimensions {
+            vector = shorten(&vector, dimensions);
+        }
+        Entry { object: "embedding", index, embedding: encode(vector, encoding) }
+    });
+    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
+    let answer = EmbeddingList { object: "list", data: data.collect(), model: state.model_name(), usage };
+    Ok(Json(answer).into_response())
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingList<'a> {
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'a str,
+    usage: EmbeddingUsage,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    object: &'static str,
+    index: usize,
+    embedding: Encoded,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Encoded {
+    Float(Vec<f32>),
+    /// Little-endian floats.
+    Base64(String),
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
 }
 
 fn encoding(fields: &Fields) -> Result<Encoding, ApiError> {
@@ -64,12 +95,12 @@ fn shorten(vector: &[f32], dimensions: usize) -> Vec<f32> {
     kept.iter().map(|x| x / norm).collect()
 }
 
-fn encode(vector: &[f32], encoding: Encoding) -> Value {
+fn encode(vector: Vec<f32>, encoding: Encoding) -> Encoded {
     match encoding {
-        Encoding::Float => vector.iter().map(|&x| Value::from(x)).collect(),
+        Encoding::Float => Encoded::Float(vector),
         Encoding::Base64 => {
             let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-            Value::from(base64(&bytes))
+            Encoded::Base64(base64(&bytes))
         }
     }
 }

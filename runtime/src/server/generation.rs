@@ -88,6 +88,8 @@ struct Choice {
     index: usize,
     /// `None` once the choice has ended.
     tokens: Option<TokenStream>,
+    /// Told after the text that came before it.
+    failed: Option<ApiError>,
     tokenizer: Arc<Tokenizer>,
     detokenizer: IncrementalDetokenizer,
     stop: StopMatcher,
@@ -107,6 +109,7 @@ impl Choice {
         Self {
             index,
             tokens: Some(tokens),
+            failed: None,
             tokenizer: Arc::clone(tokenizer),
             detokenizer: IncrementalDetokenizer::new(Arc::clone(tokenizer)),
             stop: StopMatcher::new(&params.stop),
@@ -125,6 +128,9 @@ impl Choice {
 
     /// Waits for one token and takes those that are already there with it.
     async fn next_delta(&mut self) -> Option<Result<Delta, ApiError>> {
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
         let mut delta = Delta { index: self.index, text: String::new(), tokens: Vec::new(), finish: None };
         let mut taken = 0;
         loop {
@@ -139,7 +145,11 @@ impl Choice {
             };
             if let Err(error) = self.take(event?, &mut delta) {
                 self.tokens = None;
-                return Some(Err(error));
+                if delta.text.is_empty() && delta.tokens.is_empty() {
+                    return Some(Err(error));
+                }
+                self.failed = Some(error);
+                return Some(Ok(delta));
             }
             taken += 1;
             if delta.finish.is_some() {

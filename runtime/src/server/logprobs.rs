@@ -2,8 +2,7 @@
 
 use crate::engine::{SampledToken, TokenLogprob};
 use crate::tokenizer::Tokenizer;
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
 /// JSON has no -infinity; vLLM writes this.
 const LOWEST: f32 = -9999.0;
@@ -67,9 +66,19 @@ impl From<Vec<TokenInfo>> for ChatLogprobs {
 pub struct CompletionLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    top_logprobs: Vec<TopLogprobs>,
     /// Characters before each token.
     text_offset: Vec<usize>,
+}
+
+/// A map from token to log-probability, likeliest first. Tokens that are parts of characters may share a text.
+#[derive(Debug)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 impl CompletionLogprobs {
@@ -83,7 +92,7 @@ impl CompletionLogprobs {
             // OpenAI's list always holds the chosen token, so it may have one more than was asked for.
             let missing = (!token.top.contains(&token.chosen)).then(|| token.chosen.clone());
             let top = token.top.into_iter().chain(missing);
-            lists.top_logprobs.push(top.map(|entry| (entry.token, Value::from(entry.logprob))).collect());
+            lists.top_logprobs.push(TopLogprobs(top.map(|entry| (entry.token, entry.logprob)).collect()));
             lists.tokens.push(token.chosen.token);
         }
         lists

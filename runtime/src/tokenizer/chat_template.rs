@@ -273,6 +273,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// Python's `json.dumps(ensure_ascii=False)`: Jinja's own filter would escape `<` and `&`.
+#[allow(clippy::needless_pass_by_value)] // minijinja's signature
 fn to_json(_: &mut State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent = options.get::<Option<usize>>("indent")?.map(|n| n.min(16));
     python_json::dumps(value, indent)

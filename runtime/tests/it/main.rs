@@ -1,1 +1,4 @@
+mod cpu;
 mod engine;
+mod server;
+mod weights;

@@ -67,12 +67,12 @@ fn from_driver(installed: &[GpuDevice], count: Option<u64>, ratio: f64) -> Chose
     let others = installed.len() - free.len() - busy.len();
     let mut notes: Vec<String> = busy.iter().map(|gpu| busy_note(gpu)).collect();
     if others > 0 {
-        notes.push(format!("{others} GPUs of other kinds are left out."));
+        notes.push(format!("GPUs of other kinds are left out: {others}."));
     }
     let present = if free.is_empty() { busy.len() } else { free.len() } as u64;
     let gpus = count.unwrap_or(present);
-    if gpus > present {
-        notes.push(format!("Planned for {gpus} GPUs; {present} are free here."));
+    if gpus > free.len() as u64 {
+        notes.push(format!("Planned for {gpus} GPUs; {} are free here.", free.len()));
     }
     let card = Card { name: best.0.clone(), memory_total_bytes: best.1 };
     let headline = format!("Planned for {gpus} x {} of this machine.", card.name);
@@ -92,4 +92,46 @@ fn busy_note(gpu: &GpuDevice) -> String {
     let holders = if pids.is_empty() { String::new() } else { format!(" (pid {})", pids.join(", ")) };
     let used = format_bytes(gpu.memory_total_bytes.saturating_sub(gpu.memory_free_bytes));
     format!("GPU {} is in use: {used}{holders}.", gpu.index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mserve_planner::hardware::GpuProcess;
+    use mserve_planner::units::GIB;
+
+    fn gpu(index: u32, name: &str, total_gib: u64, free_gib: u64) -> GpuDevice {
+        GpuDevice {
+            index,
+            uuid: format!("GPU-{index}"),
+            name: name.to_owned(),
+            memory_total_bytes: total_gib * GIB,
+            memory_free_bytes: free_gib * GIB,
+            compute_capability: None,
+            processes: vec![GpuProcess { pid: 8123, used_bytes: None }],
+        }
+    }
+
+    #[test]
+    fn free_cards_of_the_larger_kind_are_planned_for() {
+        let installed = [
+            gpu(0, "NVIDIA L4", 22, 22),
+            gpu(1, "NVIDIA H200", 140, 139),
+            gpu(2, "NVIDIA H200", 140, 69),
+            gpu(3, "NVIDIA H200", 140, 139),
+        ];
+        let chosen = from_driver(&installed, None, 0.9);
+        assert_eq!((chosen.card.name.as_str(), chosen.gpus), ("NVIDIA H200", 2));
+        assert_eq!(chosen.headline, "Planned for 2 x NVIDIA H200 of this machine.");
+        assert_eq!(chosen.notes, ["GPU 2 is in use: 71.00 GiB (pid 8123).", "GPUs of other kinds are left out: 1."]);
+        let more = from_driver(&installed, Some(8), 0.9);
+        assert_eq!(more.gpus, 8);
+        assert!(more.notes.contains(&"Planned for 8 GPUs; 2 are free here.".to_owned()));
+    }
+
+    #[test]
+    fn a_full_machine_is_planned_as_if_it_were_free() {
+        let chosen = from_driver(&[gpu(0, "NVIDIA H100", 80, 1), gpu(1, "NVIDIA H100", 80, 2)], None, 0.9);
+        assert_eq!((chosen.gpus, chosen.notes.len()), (2, 3), "{:?}", chosen.notes);
+    }
 }

@@ -8,14 +8,15 @@ pub(super) use bar::Look;
 use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
 use mserve_planner::model::{Quantization, Task};
 use mserve_planner::plan::{CardRow, ModelSummary, Plan, PlanOption};
-use mserve_planner::units::{format_bytes, format_count};
+use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
 use std::fmt::Write;
 
 /// The whole answer. Writing to a String cannot fail.
 pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) -> String {
     let mut out = format!("{headline}\n\n");
     header(&mut out, plan);
-    let _ = write!(out, "\n{}\n", tables::options(plan));
+    let typical = format_count(plan.typical_len_tokens);
+    let _ = write!(out, "\nRanked by requests of {typical} tokens at once:\n{}\n", tables::options(plan));
     if let Some(best) = plan.options.first() {
         out.push_str(&best_option(plan, best, look));
     }
@@ -45,10 +46,13 @@ pub(super) fn cards_only(headline: &str, others: &[CardRow]) -> String {
 fn header(out: &mut String, plan: &Plan) {
     let model = &plan.model;
     let limits = &plan.limits;
-    let parameters = model.parameters as f64 / 1e9;
+    let parameters = match model.parameters as f64 {
+        n if n < 1e9 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.2} B", n / 1e9),
+    };
     let _ = writeln!(
         out,
-        "model    {}: {}, {} layers, {parameters:.2} B parameters, {}, context {}",
+        "model    {}: {}, {} layers, {parameters} parameters, {}, context {}",
         model.name,
         model.architecture,
         model.layers,
@@ -91,7 +95,7 @@ fn kv(model: &ModelSummary) -> String {
         };
         return format!("none: {task} keeps no cache");
     }
-    let total = format_bytes(model.kv_bytes_per_token);
+    let total = format_bytes_per_token(model.kv_bytes_per_token);
     let dtype = model.kv.dtype;
     let groups: Vec<String> = model.kv.groups.iter().map(group).collect();
     format!("{total} per token at TP 1 in {dtype:?}: {}", groups.join(" + "))
@@ -103,7 +107,7 @@ fn group(group: &KvGroup) -> String {
         KvGroupKind::Full => "full".to_owned(),
         KvGroupKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
     };
-    format!("{layers} {kind} layers x {}", format_bytes(group.bytes_per_token_per_layer))
+    format!("{layers} {kind} layers x {}", format_bytes_per_token(group.bytes_per_token_per_layer))
 }
 
 fn best_option(plan: &Plan, best: &PlanOption, look: Look) -> String {

@@ -18,7 +18,7 @@ pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
     let panels = [
         (Series::Generation, "generated", "tok/s"),
         (Series::Prompt, "prompts", "tok/s"),
-        (Series::InFlight, "running+waiting", "requests"),
+        (Series::InFlight, "run+wait", "requests"),
     ];
     let shown = usize::from(area.width / PANEL_WIDTH).clamp(1, panels.len());
     let places = Layout::horizontal(vec![Constraint::Fill(1); shown]).spacing(1).split(area);
@@ -30,11 +30,12 @@ pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
 fn panel(state: &State, series: Series, (name, unit): (&str, &str), area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
     let now = state.history.newest_first(series).next().flatten();
     let axis = state.history.axis(series);
+    let span_s = f64::from(area.width) * state.refresh_s;
     let title = vec![
         Span::raw(format!("{name} ")),
         Span::styled(format::or_unknown(now, format::mark), theme.strong()),
         Span::raw(format!(" {unit} ")),
-        Span::styled(format!("0-{}", format::mark(axis)), theme.dim()),
+        Span::styled(format!("0-{} over {}", format::mark(axis), format::span(span_s)), theme.dim()),
     ];
     let inner = super::section(title, area, theme, frame);
     let values: Vec<Option<u64>> = state

@@ -1,6 +1,7 @@
 //! `architectures[0]` to family and task.
 
-use super::{ConfigError, fields::Fields};
+use super::ConfigError;
+use super::fields::{Fields, printable};
 use crate::model::{Family, Pooling, Task};
 use serde_json::Value;
 
@@ -71,7 +72,7 @@ pub(super) fn find(root: &Fields<'_>) -> Result<Architecture, ConfigError> {
         Some([other, ..]) => return Err(root.wrong_type("architectures[0]", other, "a string")),
     };
     ARCHITECTURES.iter().find(|a| a.name == first).copied().ok_or_else(|| ConfigError::UnknownArchitecture {
-        architecture: first.chars().take(120).collect(),
+        architecture: printable(first),
         known: known_architectures(),
     })
 }

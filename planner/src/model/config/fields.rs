@@ -24,10 +24,8 @@ fn json_error(json: &[u8], error: &serde_json::Error) -> ConfigError {
     let (line, column) = (error.line(), error.column());
     let text = json.split(|&b| b == b'\n').nth(line.saturating_sub(1)).unwrap_or_default();
     let rest = text.get(column.saturating_sub(1)..).unwrap_or_default();
-    let literal = ["NaN", "Infinity", "-Infinity"].into_iter().find(|l| {
-        // The parser stops on the first bad character, which for -Infinity is the I.
-        rest.starts_with(l.trim_start_matches('-').as_bytes()) || rest.starts_with(l.as_bytes())
-    });
+    // On -Infinity the parser stops at the I.
+    let literal = ["NaN", "Infinity"].into_iter().find(|literal| rest.starts_with(literal.as_bytes()));
     let problem = match literal {
         Some(literal) => format!("{literal} is not a JSON number; write a finite number or null"),
         None => error.to_string(),
@@ -179,10 +177,14 @@ impl<'a> Fields<'a> {
         value: &(impl ToString + ?Sized),
         supported: impl Into<String>,
     ) -> ConfigError {
-        // A value may be any text of the file: keep messages to one screen.
-        let value: String = value.to_string().chars().take(120).collect();
+        let value = printable(&value.to_string());
         ConfigError::Unsupported { field: self.path(name), value, supported: supported.into() }
     }
+}
+
+/// Any text of a file, short enough for a message and without what a terminal would act on.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 fn whole_number(x: f64) -> Option<u64> {

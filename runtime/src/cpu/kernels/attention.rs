@@ -101,7 +101,8 @@ impl WithSimd for Attend<'_> {
         let seen = rows.visible.iter().filter(|v| v.first < v.end);
         let first = seen.clone().map(|v| v.first).min().unwrap_or(0);
         let end = seen.map(|v| v.end).max().unwrap_or(0);
-        for block in first / shape.block_size..end.div_ceil(shape.block_size) {
+        let blocks = first / shape.block_size..end.div_ceil(shape.block_size);
+        for (block, &physical) in blocks.clone().zip(&block_table[blocks]) {
             for group in 0..shape.groups_per_block() {
                 let start = block * shape.block_size + group * LANES;
                 let len = LANES.min(shape.block_size - group * LANES);
@@ -109,7 +110,7 @@ impl WithSimd for Attend<'_> {
                 if span.end <= first || start >= end {
                     continue;
                 }
-                let (keys, values) = cache.group(kv_head, block_table[block] as usize, group);
+                let (keys, values) = cache.group(kv_head, physical as usize, group);
                 rows.attend_group(simd, keys, values, span, scores);
             }
         }
@@ -146,7 +147,10 @@ impl Rows {
                 scale_and_mask(&mut weights[i], span, visible[i], scores);
                 corrections[i] = soften(&mut weights[i], &mut self.maxima[row], &mut self.sums[row]);
             }
-            let weights = transpose(&weights);
+            // What lies beyond the last position that any row sees is another sequence's past: 0 times it may be NaN.
+            let last = visible.iter().map(|v| v.end).max().unwrap_or(0).min(span.end);
+            let seen = last.saturating_sub(span.first);
+            let weights = &transpose(&weights)[..seen];
             let outputs = &mut self.outputs[tile * dim_lines * TILE_ROWS..(tile + 1) * dim_lines * TILE_ROWS];
             for (out, values) in outputs.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(values.chunks_exact(LANES)) {
                 for (line, &correction) in out.iter_mut().zip(&corrections) {
@@ -154,7 +158,7 @@ impl Rows {
                         *o *= correction;
                     }
                 }
-                accumulate(simd, &weights, values, out);
+                accumulate(simd, weights, values, out);
             }
         }
     }

@@ -229,8 +229,8 @@ impl Pair for F32Pair {
     const LINES: usize = 2;
     #[inline(always)]
     fn widen<S: Simd>(simd: S, column: &[Line<u32>], part: usize) -> (S::f32s, S::f32s) {
-        let float = |line| simd.transmute_f32s_u32s(words::<S>(line, part));
-        (float(&column[0]), float(&column[1]))
+        let (low, high) = (words::<S>(&column[0], part), words::<S>(&column[1], part));
+        (simd.transmute_f32s_u32s(low), simd.transmute_f32s_u32s(high))
     }
 }
 
@@ -251,19 +251,20 @@ impl Pair for F16Pair {
     /// Infinities and NaN would come out finite: no weight is either.
     #[inline(always)]
     fn widen<S: Simd>(simd: S, column: &[Line<u32>], part: usize) -> (S::f32s, S::f32s) {
-        let words = words::<S>(&column[0], part);
-        let rescale = |magnitude, sign| {
-            let scaled = simd.mul_f32s(simd.transmute_f32s_u32s(magnitude), simd.splat_f32s(TWO_TO_112));
-            simd.transmute_f32s_u32s(simd.or_u32s(simd.transmute_u32s_f32s(scaled), sign))
-        };
-        let sign = simd.splat_u32s(0x8000_0000);
-        let magnitude = simd.splat_u32s(0x0fff_e000);
-        let low_word = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
-        let place = |word| simd.and_u32s(simd.wrapping_dyn_shr_u32s(word, simd.splat_u32s(3)), magnitude);
-        let low = rescale(place(low_word), simd.and_u32s(low_word, sign));
-        let high = rescale(place(words), simd.and_u32s(words, sign));
-        (low, high)
+        let high = words::<S>(&column[0], part);
+        let low = simd.wrapping_dyn_shl_u32s(high, simd.splat_u32s(16));
+        (widen_f16(simd, low), widen_f16(simd, high))
     }
+}
+
+/// The f16 in the upper half of each word.
+#[inline(always)]
+fn widen_f16<S: Simd>(simd: S, word: S::u32s) -> S::f32s {
+    let shifted = simd.wrapping_dyn_shr_u32s(word, simd.splat_u32s(3));
+    let magnitude = simd.and_u32s(shifted, simd.splat_u32s(0x0fff_e000));
+    let sign = simd.and_u32s(word, simd.splat_u32s(0x8000_0000));
+    let scaled = simd.mul_f32s(simd.transmute_f32s_u32s(magnitude), simd.splat_f32s(TWO_TO_112));
+    simd.transmute_f32s_u32s(simd.or_u32s(simd.transmute_u32s_f32s(scaled), sign))
 }
 
 const TWO_TO_112: f32 = f32::from_bits((112 + 127) << 23);

@@ -1,13 +1,19 @@
 //! The engine over a toy device, through its public face only.
 #![allow(clippy::unwrap_used)]
 
+mod encode;
+mod figures;
 mod generate;
+mod lifecycle;
+mod sampling;
 pub mod toy_backend;
 
+use futures::FutureExt;
 use mserve_runtime::engine::{
     Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenStream, Usage,
 };
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use toy_backend::{HARMLESS, ToyBackend, ToyKind};
 
@@ -26,6 +32,13 @@ pub fn config() -> EngineConfig {
 
 pub fn start(num_blocks: usize, config: EngineConfig) -> EngineHandle {
     Engine::start(Box::new(ToyBackend::new(ToyKind::Generate, num_blocks, BLOCK_SIZE)), config).unwrap()
+}
+
+/// An engine whose every step waits for a word, or for the sender to go: what is asked before that is there together.
+pub fn gated(num_blocks: usize, config: EngineConfig) -> (EngineHandle, Sender<()>) {
+    let (gate, receiver) = channel();
+    let backend = ToyBackend::new(ToyKind::Generate, num_blocks, BLOCK_SIZE).gated(receiver);
+    (Engine::start(Box::new(backend), config).unwrap(), gate)
 }
 
 pub fn greedy(max_tokens: usize) -> SamplingParams {
@@ -70,6 +83,7 @@ pub fn wait_until_empty(engine: &EngineHandle) {
     loop {
         let load = engine.load();
         if (load.running, load.waiting) == (0, 0) && load.kv_cache_usage == 0.0 {
+            assert_eq!(engine.stopped().now_or_never(), None, "empty because it ended");
             return;
         }
         assert!(Instant::now() < give_up, "not empty: {load:?}");

@@ -1,25 +1,32 @@
 use comfy_table::{CellAlignment, Table, presets};
 use mserve_planner::memory::TermKind;
 use mserve_planner::plan::{CardRow, Concurrency, Plan, PlanOption};
-use mserve_planner::units::{GIB, format_count};
+use mserve_planner::units::{format_bytes, format_count};
 
 /// One row an option, best first.
 pub(super) fn options(plan: &Plan) -> String {
     let full = format!("requests of {}", format_count(plan.limits.max_model_len));
     let typical = format!("requests of {}", format_count(plan.typical_len_tokens));
-    let header = ["", "TP", "replicas", "GPUs", "weights/GPU", "KV/GPU", "KV tokens/replica", &full, &typical];
+    let mut header = vec!["", "TP", "replicas", "GPUs", "weights/GPU", "KV/GPU", "KV tokens/replica", &full];
+    let two_lengths = full != typical;
+    if two_lengths {
+        header.push(&typical);
+    }
     let rows = plan.options.iter().enumerate().map(|(i, o)| {
-        vec![
+        let mut cells = vec![
             if i == 0 { ">".to_owned() } else { String::new() },
             o.tensor_parallel_size.to_string(),
             o.replicas.to_string(),
             format!("{}/{}", o.gpus_used, plan.gpus),
-            gib(o.per_gpu.term(TermKind::Weights)),
+            format_bytes(o.per_gpu.term(TermKind::Weights)),
             kv_pool(o),
             kv_tokens(o),
             concurrency(&o.full, o.replicas),
-            concurrency(&o.typical, o.replicas),
-        ]
+        ];
+        if two_lengths {
+            cells.push(concurrency(&o.typical, o.replicas));
+        }
+        cells
     });
     table(&header, rows)
 }
@@ -29,8 +36,11 @@ pub(super) fn cards(rows: &[CardRow]) -> String {
     let header =
         ["card", "memory", "TP x replicas", "KV/GPU", "KV tokens/replica", "full-length requests", "typical requests"];
     let rows = rows.iter().map(|row| {
-        let mut cells = vec![row.card.name.clone(), gib(row.card.memory_total_bytes)];
+        let mut cells = vec![row.card.name.clone(), format_bytes(row.card.memory_total_bytes)];
         match &row.best {
+            None if row.max_model_len_that_fits > 0 => {
+                cells.push(format!("up to {} tokens", format_count(row.max_model_len_that_fits)));
+            }
             None => cells.push("does not fit".to_owned()),
             Some(o) => cells.extend([
                 format!("{} x {}", o.tensor_parallel_size, o.replicas),
@@ -45,12 +55,8 @@ pub(super) fn cards(rows: &[CardRow]) -> String {
     table(&header, rows)
 }
 
-fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / GIB as f64)
-}
-
 fn kv_pool(option: &PlanOption) -> String {
-    if option.kv.is_empty() { "-".to_owned() } else { gib(option.per_gpu.kv_pool_bytes) }
+    if option.kv.is_empty() { "-".to_owned() } else { format_bytes(option.per_gpu.kv_pool_bytes) }
 }
 
 fn kv_tokens(option: &PlanOption) -> String {

@@ -1,0 +1,217 @@
+//! `mserve plan` as people run it: output, exit codes, errors.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn config(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("planner/tests/fixtures/configs/{name}.json"))
+}
+
+fn vicuna() -> PathBuf {
+    config("lmsys__vicuna-13b-v1.5-16k")
+}
+
+fn plan(model: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mserve")).arg("plan").arg(model).args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+type Files<'a> = Vec<(&'a str, &'a [u8])>;
+
+/// A directory with the given files.
+fn directory(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        std::fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    directory
+}
+
+/// A safetensors file of one tensor.
+fn safetensors(shape: &str, data_bytes: usize) -> Vec<u8> {
+    let header = format!(r#"{{"w":{{"dtype":"BF16","shape":{shape},"data_offsets":[0,{data_bytes}]}}}}"#);
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.into_bytes());
+    file.extend(vec![0; data_bytes]);
+    file
+}
+
+#[test]
+fn vicuna_on_eight_named_cards() {
+    let output = plan(&vicuna(), &["--gpus", "8", "--gpu", "h100"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("0.78125 MiB per token at TP 1 in F16"));
+    assert!(!text.contains('\u{1b}'), "no escapes into a pipe");
+    insta::assert_snapshot!("plan_vicuna_h100x8", text);
+}
+
+#[test]
+fn sliding_layers_and_replicated_heads_are_told() {
+    let output = plan(&config("google__gemma-3-1b-it"), &["--gpus", "5", "--gpu", "l4", "--max-model-len", "16k"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    insta::assert_snapshot!("plan_gemma3_l4x5", stdout(&output));
+}
+
+#[test]
+fn encoders_have_no_cache_to_plan() {
+    let output = plan(&config("BAAI__bge-reranker-v2-m3"), &["--gpu", "l4"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    insta::assert_snapshot!("plan_reranker_l4", stdout(&output));
+}
+
+#[test]
+fn json_is_one_versioned_object() {
+    let output = plan(&vicuna(), &["--gpus", "8", "--gpu", "h100", "--json"]);
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["card_source"], "flag");
+    assert_eq!(json["model"]["kv_bytes_per_token"], 819_200);
+    assert_eq!(json["options"].as_array().unwrap().len(), 4);
+    assert_eq!(json["options"][0]["full"]["tokens"], 16_384);
+}
+
+#[test]
+fn flags_have_the_names_that_peers_use() {
+    let plain = plan(&vicuna(), &["--gpu", "h200", "--gpus", "2", "--tensor-parallel-size", "2"]);
+    let directory = directory(&[("config.json", &std::fs::read(vicuna()).unwrap())]);
+    let model = directory.path().to_str().unwrap();
+    let aliases = Command::new(env!("CARGO_BIN_EXE_mserve"))
+        .args(["plan", "--model", model, "--gpu", "NVIDIA H200", "--gpus", "2", "--tp", "2"])
+        .args(["--vram-ratio", "0.9", "--context-length", "16k", "--kv-cache-dtype", "fp16"])
+        .output()
+        .unwrap();
+    assert_eq!(aliases.status.code(), Some(0), "{}", stderr(&aliases));
+    // All but the model's name.
+    let rest =
+        |output: &Output| stdout(output).lines().filter(|l| !l.starts_with("model")).collect::<Vec<_>>().join("\n");
+    assert_eq!(rest(&plain), rest(&aliases));
+}
+
+#[test]
+fn an_unknown_architecture_is_no_guess() {
+    let directory = directory(&[("config.json", br#"{"architectures":["MambaForCausalLM"]}"#)]);
+    let output = plan(directory.path(), &["--gpu", "h100"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(text.contains("config.json: unknown architecture `MambaForCausalLM`; known: LlamaForCausalLM"), "{text}");
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn what_does_not_fit_ends_with_3_and_says_what_would() {
+    let model = config("meta-llama__Meta-Llama-3.1-70B");
+    let output = plan(&model, &["--gpus", "8", "--gpu", "rtx4090"]);
+    assert_eq!(output.status.code(), Some(3));
+    let text = stderr(&output);
+    assert!(text.contains("does not fit 8 x NVIDIA GeForce RTX 4090"), "{text}");
+    assert!(text.contains("--kv-cache-dtype fp8") && text.contains("--gpu rtx5090"), "{text}");
+    // The change it names does it.
+    let output = plan(&model, &["--gpus", "8", "--gpu", "rtx4090", "--kv-cache-dtype", "fp8"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = plan(&model, &["--gpus", "1", "--gpu", "rtx4090", "--json"]);
+    assert_eq!(output.status.code(), Some(3));
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(json["does_not_fit"]["needed_bytes"].as_u64() > json["does_not_fit"]["requested_bytes"].as_u64());
+}
+
+#[test]
+fn bad_arguments_end_with_2() {
+    let table: [(&[&str], &str); 9] = [
+        (&["--gpu", "h300"], "unknown GPU `h300`; known: t4"),
+        (&["--gpu", "h100", "--gpus", "0"], "--gpus"),
+        (&["--gpu", "h100", "--vram-ratio", "1.5"], "gpu_memory_utilization is 1.5"),
+        (&["--gpu", "h100", "--vram-ratio", "nan"], "gpu_memory_utilization is NaN"),
+        (&["--gpu", "h100", "--max-model-len", "many"], "not a number of tokens"),
+        (&["--gpu", "h100", "--max-model-len", "32k"], "expected 1 to 16384"),
+        (&["--gpu", "h100", "--kv-cache-dtype", "fp4"], "expected auto, fp16, bf16 or fp8"),
+        (&["--gpu", "h100", "--gpus", "8", "--tp", "3"], "possible: 1, 2, 4, 8"),
+        (&["--gpu", "h100", "--max-num-seqs", "0"], "max_num_seqs is 0"),
+    ];
+    for (args, expected) in table {
+        let output = plan(&vicuna(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "");
+    }
+}
+
+#[test]
+fn bad_files_end_with_2() {
+    let config = std::fs::read(vicuna()).unwrap();
+    let lying = safetensors("[99]", 8);
+    let table: [(Files<'_>, &str); 6] = [
+        (vec![], "no config.json in this directory"),
+        (vec![("config.json", b"{")], "config.json: not valid JSON"),
+        (vec![("config.json", &config), ("model.safetensors", b"short")], "too few for a safetensors file"),
+        (vec![("config.json", &config), ("model.safetensors", &[255; 64])], "model.safetensors: the header claims"),
+        (vec![("config.json", &config), ("model.safetensors", &lying)], "tensor w"),
+        (
+            vec![
+                ("config.json", &config),
+                ("model.safetensors.index.json", br#"{"weight_map":{"w":"../x.safetensors"}}"#),
+            ],
+            "../x.safetensors",
+        ),
+    ];
+    for (files, expected) in table {
+        let directory = directory(&files);
+        let output = plan(directory.path(), &["--gpu", "h100"]);
+        assert_eq!(output.status.code(), Some(2), "{expected}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    }
+    let output = plan(Path::new("/nowhere/at/all"), &["--gpu", "h100"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("no such file or directory"));
+}
+
+#[test]
+fn weights_come_from_the_headers_where_files_are() {
+    let config = std::fs::read(vicuna()).unwrap();
+    let checkpoint = safetensors("[1000000]", 2_000_000);
+    let directory = directory(&[("config.json", &config), ("model.safetensors", &checkpoint)]);
+    let output = plan(directory.path(), &["--gpu", "h100", "--json"]);
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["model"]["weights_bytes"], 2_000_000);
+    assert_eq!(json["model"]["weights_source"], "checkpoint");
+    assert!(json["notes"].to_string().contains("The checkpoint holds 1.91 MiB"), "{}", json["notes"]);
+}
+
+#[test]
+fn the_demo_model_is_planned_from_its_own_files() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
+    let output = plan(&demo, &["--gpu", "t4", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["model"]["name"], "demo-model");
+    // The file less its header.
+    let file_bytes = std::fs::metadata(demo.join("model.safetensors")).unwrap().len();
+    let weights = json["model"]["weights_bytes"].as_u64().unwrap();
+    assert!(file_bytes - weights < 20_000, "{weights} of {file_bytes}");
+    assert_eq!(weights, 2 * json["model"]["parameters"].as_u64().unwrap());
+}
+
+#[test]
+fn without_a_gpu_flag_there_is_always_an_answer() {
+    // Whatever this machine has: cards of its own, or the default one with a row for each common card.
+    let output = plan(&config("Qwen__Qwen3-0.6B"), &["--gpus", "8"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let first = text.lines().next().unwrap();
+    if first.starts_with("No NVIDIA driver here: planned for 8 x NVIDIA H100 80GB HBM3") {
+        for card in ["NVIDIA L4", "NVIDIA A100-SXM4-40GB", "NVIDIA H200"] {
+            assert!(text.lines().any(|line| line.starts_with(card)), "{text}");
+        }
+    } else {
+        assert!(first.contains("of this machine"), "{first}");
+    }
+}
