@@ -19,8 +19,6 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// Attempts of one request, those included that found nobody listening.
-const MAX_ATTEMPTS: usize = 4;
 /// A connection that breaks may have been an old one that was just being closed: the same process is asked once more,
 /// but first there is time to notice that it has ended.
 const SAME_PROCESS_PAUSE: Duration = Duration::from_millis(100);
@@ -108,7 +106,8 @@ async fn attempt(shared: &Arc<Shared>, group: &Group, outgoing: &Outgoing, mut a
     let mut tried: Vec<Tried> = Vec::new();
     let mut failed: Option<Failure> = None;
     let mut sent_again = false;
-    for _ in 0..MAX_ATTEMPTS {
+    // Ends: a request may run twice at most, and nobody listening is found out until `ready_deadline` only.
+    loop {
         let lease = match shared.acquire(group, &tried, failed.as_ref(), outgoing.tokens, ready_deadline).await {
             Ok(lease) => lease,
             Err(error) => return finish(admitted, failed, error),
@@ -125,12 +124,11 @@ async fn attempt(shared: &Arc<Shared>, group: &Group, outgoing: &Outgoing, mut a
                 sent_again |= failure.may_have_run();
                 failed = Some(failure);
                 if last {
-                    break;
+                    return finish(admitted, failed, ApiError::unavailable("no replica could be reached"));
                 }
             }
         }
     }
-    finish(admitted, failed, ApiError::unavailable("no replica could be reached"))
 }
 
 /// The answer when no attempt has succeeded: what the last one said, else `otherwise`.

@@ -154,6 +154,18 @@ fn the_interrupt_key_ends_it_with_130() {
 }
 
 #[test]
+fn interrupted_while_starting_it_leaves_nothing() {
+    let mut launched = Launched::demo(&["--replicas", "4"]);
+    let started = |launched: &Launched| launched.status().replicas.iter().filter_map(|replica| replica.pid).collect();
+    let pids: Vec<u32> =
+        wait_for("a first process", || Some(started(&launched)).filter(|pids: &Vec<u32>| !pids.is_empty()));
+    launched.signal(Signal::SIGINT);
+    assert_eq!(launched.exit_code(), 130);
+    all_gone(&pids);
+    assert_eq!(std::fs::read_dir(launched.home.path().join("mserve")).unwrap().count(), 0);
+}
+
+#[test]
 fn running_requests_are_finished_first_and_a_second_signal_does_not_wait() {
     let mut launched = Launched::demo(&[]);
     let status = launched.ready();

@@ -228,7 +228,9 @@ impl Run<'_> {
     fn announce(&self) {
         let views = self.deployment.supervisor.views();
         let ready = views.iter().filter(|(_, view)| view.is_ready()).count();
-        let seconds = self.started.elapsed().as_secs_f64();
+        // When the last of them became ready: this may be said later, once the dashboard is closed.
+        let last = views.iter().map(|(_, view)| view.since.saturating_duration_since(self.started)).max();
+        let seconds = last.unwrap_or_default().as_secs_f64();
         if ready == views.len() {
             say(&format!("ready in {seconds:.1} s: {ready} replicas"));
         } else {
