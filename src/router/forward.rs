@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::guard::REQUEST_ID;
 use super::registry::{Group, Lease, Tried};
 use super::relay::{self, Failure, Reason};
-use super::request::peek;
+use super::request::{peek, with_model};
 use super::routes::{Route, Serves};
 use axum::body::Body;
 use axum::extract::Request;
@@ -78,6 +78,7 @@ async fn prepare<'a>(
     let body = read_body(shared, &head.headers, body).await?;
     let peeked = peek(&body, route.serves == Serves::Generation)?;
     let group = shared.find_group(peeked.model.as_deref(), route.serves)?;
+    let body = if peeked.model.is_none() { with_model(&body, group.name())? } else { body };
     admitted.model = Some(group.name().to_owned());
     let headers = PASSED_ON.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
     Ok((group, Outgoing { path: route.path, headers, body, tokens: peeked.tokens }))

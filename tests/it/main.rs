@@ -1,4 +1,6 @@
 mod house;
+mod launch;
+mod launched;
 mod mock_upstream;
 mod mock_worker;
 mod plan;

@@ -1,5 +1,8 @@
 //! What each group of replicas gets, decided before anything is started.
 
+#[cfg(test)]
+mod tests;
+
 use crate::commands::plan::model;
 use crate::exit::Failure;
 use crate::hardware::{NoGpus, probe_gpus, probe_host};
