@@ -45,6 +45,13 @@ fn without_arguments_the_demo_is_served() {
         assert_eq!(vectors["data"].as_array().unwrap().len(), 2, "{vectors}");
         let metrics = http.get(format!("{}/metrics", status.endpoint)).send().await.unwrap().text().await.unwrap();
         assert!(metrics.contains("mserve_router_replica_ready{replica=\"demo-embed-0\"} 1"), "{metrics}");
+        let generated = |line: &&str| line.starts_with("vllm:generation_tokens_total{replica=\"demo-");
+        let tokens: f64 = metrics
+            .lines()
+            .filter(generated)
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum();
+        assert_eq!(tokens, 8.0, "{metrics}");
     });
     let asked = run(launched.home.path(), &["chat", "--max-tokens", "5", "--temperature", "0", "In the beginning"]);
     assert!(asked.status.success() && !asked.stdout.trim_ascii().is_empty(), "{}", text(&asked.stderr));
@@ -52,6 +59,11 @@ fn without_arguments_the_demo_is_served() {
     let logs = text(&run(launched.home.path(), &["logs", "--replica", "demo-0"]).stdout);
     assert!(logs.contains("demo-0 | ") && !logs.contains("demo-1 | "), "{logs}");
     assert!(!run(launched.home.path(), &["logs", "--replica", "demo-9"]).status.success());
+
+    let port = status.endpoint.rsplit(':').next().unwrap();
+    let second = run(launched.home.path(), &["launch", "--port", port]);
+    assert_eq!(second.status.code(), Some(2));
+    assert!(text(&second.stderr).contains("is in use by mserve"), "{}", text(&second.stderr));
 
     let pids = pids(&status);
     let stopped = run(launched.home.path(), &["stop"]);

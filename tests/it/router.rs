@@ -428,9 +428,10 @@ async fn metrics_tell_of_requests_and_replicas() {
         front.complete().await;
     }
     front.post("/v1/completions", r#"{"model":"forged\"} 1"}"#).await;
-    let (_, text) = front.get("/metrics").await;
+    // The page asks the replicas too.
     let failures =
         format!("mserve_router_replica_failures_total{{reason=\"reset\",replica=\"m-0\"}} {}", bad.requests());
+    let (_, text) = front.get("/metrics").await;
     for line in [
         "mserve_router_requests_total{code=\"200\",model=\"m\",route=\"/v1/completions\"} 10",
         "mserve_router_requests_total{code=\"404\",model=\"unknown\",route=\"/v1/completions\"} 1",
