@@ -173,7 +173,7 @@ fn failures_are_told_and_have_their_exit_code() {
     for (args, kind, code, word) in [
         (&["--max-model-len", "1000000"][..], "config", 2, "2048"),
         (&["--model", "/nonexistent"][..], "config", 2, "/nonexistent/config.json"),
-        (&["--kv-cache-bytes", "1000000000000000"][..], "does_not_fit", 3, "1000000000000000"),
+        (&["--kv-cache-bytes", "1000000000000000"][..], "does_not_fit", 3, "do not fit"),
     ] {
         let mut worker = Worker::start(args, None);
         let failed = worker.until("failed");

@@ -6,7 +6,7 @@ use mserve_runtime::tokenizer::{IncrementalDetokenizer, ModelFiles, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 const FIELDS: [&str; 24] = [
     "temperature",
@@ -58,10 +58,10 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-fn demo_tokenizer() -> Arc<Tokenizer> {
+static DEMO_TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model");
     Arc::new(Tokenizer::load(&ModelFiles::read(&dir).unwrap(), 4096).unwrap())
-}
+});
 
 #[test]
 fn any_fields_get_an_answer_or_a_client_error() {
@@ -90,15 +90,15 @@ fn any_fields_get_an_answer_or_a_client_error() {
 proptest! {
     #[test]
     fn the_demo_models_text_survives_the_round_trip(text in any::<String>()) {
-        let tokenizer = demo_tokenizer();
+        let tokenizer = &DEMO_TOKENIZER;
         let ids = tokenizer.encode_rendered(&text, 1 << 20).unwrap();
         prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
     }
 
     #[test]
     fn the_demo_models_pieces_join_to_the_whole(ids in prop::collection::vec(0u32..4200, 0..40)) {
-        let tokenizer = demo_tokenizer();
-        let mut detokenizer = IncrementalDetokenizer::new(Arc::clone(&tokenizer));
+        let tokenizer = &DEMO_TOKENIZER;
+        let mut detokenizer = IncrementalDetokenizer::new(Arc::clone(tokenizer));
         let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
         text.push_str(&detokenizer.flush());
         prop_assert_eq!(text, tokenizer.decode(&ids).unwrap());
