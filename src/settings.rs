@@ -3,6 +3,8 @@
 mod file;
 mod key;
 mod resolve;
+#[cfg(test)]
+mod tests;
 pub mod values;
 
 pub use key::ApiKey;

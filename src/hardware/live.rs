@@ -53,7 +53,8 @@ fn sample_gpu(index: u32, device: &Device<'_>) -> Result<GpuStatus, NvmlError> {
         uuid: device.uuid()?,
         name: device.name()?,
         memory_total_bytes: memory.total,
-        memory_used_bytes: memory.total.saturating_sub(memory.free),
+        // Without what the driver keeps for itself.
+        memory_used_bytes: memory.used,
         utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
         temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
         power_w: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1000.0),

@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::guard::REQUEST_ID;
 use super::registry::{Group, Lease, Tried};
 use super::relay::{self, Failure, Reason};
-use super::request::peek;
+use super::request::{peek, with_model};
 use super::routes::{Route, Serves};
 use axum::body::Body;
 use axum::extract::Request;
@@ -19,8 +19,6 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// Attempts of one request, those included that found nobody listening.
-const MAX_ATTEMPTS: usize = 4;
 /// A connection that breaks may have been an old one that was just being closed: the same process is asked once more,
 /// but first there is time to notice that it has ended.
 const SAME_PROCESS_PAUSE: Duration = Duration::from_millis(100);
@@ -78,6 +76,7 @@ async fn prepare<'a>(
     let body = read_body(shared, &head.headers, body).await?;
     let peeked = peek(&body, route.serves == Serves::Generation)?;
     let group = shared.find_group(peeked.model.as_deref(), route.serves)?;
+    let body = if peeked.model.is_none() { with_model(&body, group.name())? } else { body };
     admitted.model = Some(group.name().to_owned());
     let headers = PASSED_ON.iter().filter_map(|name| Some((name.clone(), head.headers.get(name)?.clone()))).collect();
     Ok((group, Outgoing { path: route.path, headers, body, tokens: peeked.tokens }))
@@ -107,7 +106,8 @@ async fn attempt(shared: &Arc<Shared>, group: &Group, outgoing: &Outgoing, mut a
     let mut tried: Vec<Tried> = Vec::new();
     let mut failed: Option<Failure> = None;
     let mut sent_again = false;
-    for _ in 0..MAX_ATTEMPTS {
+    // Ends: a request may run twice at most, and nobody listening is found out until `ready_deadline` only.
+    loop {
         let lease = match shared.acquire(group, &tried, failed.as_ref(), outgoing.tokens, ready_deadline).await {
             Ok(lease) => lease,
             Err(error) => return finish(admitted, failed, error),
@@ -124,12 +124,11 @@ async fn attempt(shared: &Arc<Shared>, group: &Group, outgoing: &Outgoing, mut a
                 sent_again |= failure.may_have_run();
                 failed = Some(failure);
                 if last {
-                    break;
+                    return finish(admitted, failed, ApiError::unavailable("no replica could be reached"));
                 }
             }
         }
     }
-    finish(admitted, failed, ApiError::unavailable("no replica could be reached"))
 }
 
 /// The answer when no attempt has succeeded: what the last one said, else `otherwise`.

@@ -13,6 +13,7 @@ mod metrics;
 pub mod policy;
 mod registry;
 mod relay;
+mod replica_metrics;
 mod request;
 mod routes;
 

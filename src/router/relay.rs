@@ -159,7 +159,7 @@ fn error_answer(status: StatusCode, headers: HeaderMap, body: Bytes) -> Answer {
 
 fn lost(error: &reqwest::Error) -> Failure {
     if error.is_connect() {
-        return Failure::new(Reason::Connect, ApiError::bad_gateway("the replica does not accept connections"));
+        return Failure::new(Reason::Connect, ApiError::unavailable("no replica accepts connections"));
     }
     broken("the replica broke off before its answer was complete")
 }

@@ -2,8 +2,9 @@
 
 use super::error::ApiError;
 use axum::http::StatusCode;
+use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Asked of a request that sets no `max_tokens`; only compares replicas with one another.
 const ASSUMED_OUTPUT_TOKENS: u64 = 256;
@@ -27,10 +28,24 @@ struct Fields {
     n: Option<Value>,
 }
 
+fn invalid(message: String) -> ApiError {
+    ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", message)
+}
+
+/// The body with the model named that it can only have meant: replicas want a name.
+///
+/// # Errors
+/// 400 when it is not a JSON object.
+pub fn with_model(body: &[u8], model: &str) -> Result<Bytes, ApiError> {
+    let not_json = |error| invalid(format!("the request body is not valid JSON: {error}"));
+    let mut fields: Map<String, Value> = serde_json::from_slice(body).map_err(not_json)?;
+    fields.insert("model".to_owned(), model.into());
+    Ok(serde_json::to_vec(&fields).map_err(not_json)?.into())
+}
+
 /// # Errors
 /// 400 when the body is not a JSON object or `model` is not a string.
 pub fn peek(body: &[u8], generates: bool) -> Result<Peeked, ApiError> {
-    let invalid = |message: String| ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", message);
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(invalid("the request body must be a JSON object".into()));
     }
@@ -73,6 +88,18 @@ mod tests {
         assert_eq!(peek(br#"{"max_tokens":-1,"n":null}"#, true).unwrap().tokens, 26 / 4 + ASSUMED_OUTPUT_TOKENS);
         let huge = br#"{"max_tokens":18446744073709551615,"n":18446744073709551615}"#;
         assert_eq!(peek(huge, true).unwrap().tokens, MAX_WEIGHT_TOKENS);
+    }
+
+    #[test]
+    fn a_missing_name_is_filled_in() {
+        for body in [
+            r#"{"prompt":"ä","seed":18446744073709551615}"#,
+            r#"{"model":null,"prompt":"ä","seed":18446744073709551615}"#,
+        ] {
+            let named = with_model(body.as_bytes(), "m").unwrap();
+            let expected = serde_json::json!({"model": "m", "prompt": "ä", "seed": u64::MAX});
+            assert_eq!(serde_json::from_slice::<Value>(&named).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::forward::forward;
-use super::{Shared, guard};
+use super::{Shared, guard, replica_metrics};
 use crate::status::ModelKind;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -128,7 +128,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let text = shared.metrics.text(&shared.registry);
+    let text = shared.metrics.text(&shared.registry) + &replica_metrics::gather(&shared).await;
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }

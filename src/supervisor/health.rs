@@ -9,18 +9,11 @@ pub struct HealthLimits {
     pub timeout: Duration,
     /// Unanswered checks in a row that make a replica unhealthy.
     pub max_misses: u32,
-    /// Longest time without a finished step while requests wait.
-    pub max_stall: Duration,
 }
 
 impl Default for HealthLimits {
     fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(5),
-            max_misses: 3,
-            max_stall: Duration::from_secs(60),
-        }
+        Self { interval: Duration::from_secs(1), timeout: Duration::from_secs(5), max_misses: 3 }
     }
 }
 
@@ -34,17 +27,23 @@ pub enum Verdict {
 }
 
 /// Misses in a row of one process. Pure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HealthTracker {
     misses: u32,
+    /// Longest time without a finished step while requests wait.
+    max_stall: Duration,
 }
 
 impl HealthTracker {
+    pub fn new(max_stall: Duration) -> Self {
+        Self { misses: 0, max_stall }
+    }
+
     pub fn observe(&mut self, limits: &HealthLimits, probe: Result<EngineLoad, String>) -> Verdict {
         match probe {
             Ok(load) => {
                 self.misses = 0;
-                if Duration::from_millis(load.stalled_ms) > limits.max_stall {
+                if Duration::from_millis(load.stalled_ms) > self.max_stall {
                     let seconds = load.stalled_ms / 1000;
                     return Verdict::Unhealthy(format!("no step finished for {seconds} s while requests wait"));
                 }
@@ -100,13 +99,17 @@ fn describe(error: &reqwest::Error) -> String {
 mod tests {
     use super::*;
 
+    fn tracker() -> HealthTracker {
+        HealthTracker::new(Duration::from_secs(60))
+    }
+
     fn observe(tracker: &mut HealthTracker, probe: Result<EngineLoad, String>) -> Verdict {
         tracker.observe(&HealthLimits::default(), probe)
     }
 
     #[test]
     fn an_answer_between_misses_starts_the_count_again() {
-        let mut tracker = HealthTracker::default();
+        let mut tracker = tracker();
         let healthy = Verdict::Healthy(Box::default());
         for _ in 0..3 {
             assert_eq!(observe(&mut tracker, Err("x".into())), Verdict::Missed);
@@ -117,7 +120,7 @@ mod tests {
 
     #[test]
     fn three_misses_are_unhealthy() {
-        let mut tracker = HealthTracker::default();
+        let mut tracker = tracker();
         let verdicts = [(); 3].map(|()| observe(&mut tracker, Err("it does not accept connections".into())));
         let why = "3 health checks in a row failed, the last one: it does not accept connections";
         assert_eq!(verdicts, [Verdict::Missed, Verdict::Missed, Verdict::Unhealthy(why.into())]);
@@ -126,9 +129,9 @@ mod tests {
     #[test]
     fn busy_is_not_dead_but_a_stall_is() {
         let busy = EngineLoad { running: 8, waiting: 200, stalled_ms: 59_000, ..EngineLoad::default() };
-        assert_eq!(observe(&mut HealthTracker::default(), Ok(busy.clone())), Verdict::Healthy(Box::new(busy.clone())));
+        assert_eq!(observe(&mut tracker(), Ok(busy.clone())), Verdict::Healthy(Box::new(busy.clone())));
         let hung = EngineLoad { stalled_ms: 61_000, ..busy };
         let why = "no step finished for 61 s while requests wait";
-        assert_eq!(observe(&mut HealthTracker::default(), Ok(hung)), Verdict::Unhealthy(why.into()));
+        assert_eq!(observe(&mut tracker(), Ok(hung)), Verdict::Unhealthy(why.into()));
     }
 }

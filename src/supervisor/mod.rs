@@ -38,6 +38,8 @@ pub struct ReplicaSpec {
     /// `cpu`, or GPU UUIDs.
     pub devices: Vec<String>,
     pub command: WorkerCommand,
+    /// Longest time that a step may take: without a finished one for longer, while requests wait, it hangs.
+    pub max_stall: Duration,
     /// What the worker wants to see in `x-mserve-token`.
     pub token: String,
 }

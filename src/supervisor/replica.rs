@@ -96,7 +96,7 @@ impl ReplicaTask {
             process,
             ready_at: None,
             start_deadline: Instant::now() + self.limits.start_silence,
-            health: HealthTracker::default(),
+            health: HealthTracker::new(self.spec.max_stall),
             probes,
             probe_sender,
             probing: None,

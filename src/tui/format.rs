@@ -85,12 +85,14 @@ pub fn span(seconds: f64) -> String {
     }
 }
 
-/// A share of 1. Drivers sometimes report more than the whole: the excess is shown, not hidden by clamping.
+/// A share of 1; a little is told from nothing. Drivers sometimes report more than the whole: the excess is shown, not hidden by clamping.
 pub fn percent(share: f64) -> String {
     if !share.is_finite() || share < 0.0 {
         UNKNOWN.to_owned()
     } else if share > 1.0 {
         ">100%".to_owned()
+    } else if share > 0.0 && share < 0.005 {
+        "<1%".to_owned()
     } else {
         format!("{:.0}%", share * 100.0)
     }
@@ -178,6 +180,7 @@ mod tests {
         assert_eq!(span(3.0 * 86_400.0 + 4.0 * 3_600.0), "3d04h");
         assert_eq!(percent(0.784), "78%");
         assert_eq!(percent(1.7), ">100%");
+        assert_eq!((percent(0.0), percent(0.001)), ("0%".to_owned(), "<1%".to_owned()));
         assert_eq!(percent(f64::NAN), "-");
         assert_eq!(count(12_345_678), "12,345,678");
         assert_eq!(count(999), "999");

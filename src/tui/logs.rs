@@ -27,6 +27,8 @@ pub struct LogView {
     pub needle: String,
     /// Number of the bottom line; `None` follows the newest.
     pub bottom: Option<u64>,
+    /// Long lines go on in the next row instead of being cut.
+    pub wraps: bool,
 }
 
 impl LogStore {
@@ -42,7 +44,8 @@ impl LogStore {
                 self.lines.pop_front();
                 self.first += 1;
             }
-            self.lines.push_back(LogLine { text: printable(&line.text), ..line });
+            let text = printable(without_timestamp(&line.text));
+            self.lines.push_back(LogLine { text, ..line });
         }
     }
 
@@ -112,6 +115,15 @@ impl LogView {
 
 fn contains_ignoring_case(text: &str, needle: &str) -> bool {
     needle.is_empty() || text.as_bytes().windows(needle.len()).any(|part| part.eq_ignore_ascii_case(needle.as_bytes()))
+}
+
+/// The line without the time that a logger put before it, as in `2026-11-20T19:29:30.625251Z  INFO`: it is shown from
+/// [`LogLine::at_unix_ms`] already.
+fn without_timestamp(text: &str) -> &str {
+    let Some((first, rest)) = text.split_once(' ') else { return text };
+    let is_date =
+        first.len() >= 19 && first.as_bytes()[10] == b'T' && chrono::DateTime::parse_from_rfc3339(first).is_ok();
+    if is_date { rest.trim_start() } else { text }
 }
 
 /// The line without escape sequences and control characters, cut at [`LINE_CHARS`]: what a replica prints must not
@@ -196,7 +208,7 @@ mod tests {
     #[test]
     fn filters_by_replica_and_text() {
         let store = store(20);
-        let view = LogView { only: Some("a".into()), needle: "LINE 1".into(), bottom: None };
+        let view = LogView { only: Some("a".into()), needle: "LINE 1".into(), ..LogView::default() };
         assert_eq!(texts(&store, &view, 3), ["line 14", "line 16", "line 18"]);
         assert_eq!(store.count(&view), 5);
     }
@@ -230,6 +242,16 @@ mod tests {
         let store = store(LINES_KEPT as u64 + 100);
         let view = LogView { bottom: Some(5), ..LogView::default() };
         assert_eq!(texts(&store, &view, 2), ["line 100", "line 101"]);
+    }
+
+    #[test]
+    fn a_logger_s_own_time_is_left_out() {
+        assert_eq!(without_timestamp("2026-11-20T19:29:30.625251Z  INFO ready"), "INFO ready");
+        assert_eq!(without_timestamp("2026-11-20T19:29:30+02:00 x"), "x");
+        for kept in ["", "2026-11-20T19:29:30Z", "2026-11-20Tsome-long-word x", "日本語日本語日本語 x", " INFO x"]
+        {
+            assert_eq!(without_timestamp(kept), kept);
+        }
     }
 
     #[test]

@@ -133,6 +133,7 @@ fn on_command(state: &mut State, command: Command) -> Option<Effect> {
         Command::OnlyThisReplica => toggle_only(state),
         Command::Follow => toggle_follow(state),
         Command::Filter => start_filter(state),
+        Command::Wrap => state.log_view.wraps = !state.log_view.wraps,
         Command::Freeze => state.frozen = !state.frozen,
         Command::Restart => ask_restart(state),
         Command::Stop => ask_stop(state),
@@ -145,7 +146,8 @@ fn on_command(state: &mut State, command: Command) -> Option<Effect> {
 fn move_by(state: &mut State, by: i64) {
     match state.focus {
         Focus::Logs => {
-            let height = layout::log_lines(state);
+            // Wrapped, any number of lines can fill the page, so even the oldest may be its bottom.
+            let height = if state.log_view.wraps { 1 } else { layout::log_lines(state) };
             state.logs.scroll(&mut state.log_view, by, height);
         }
         Focus::Replicas => {

@@ -1,7 +1,10 @@
 mod house;
+mod launch;
+mod launched;
 mod mock_upstream;
 mod mock_worker;
 mod plan;
 mod router;
 mod supervisor;
 mod top;
+mod worker;

@@ -26,6 +26,7 @@ pub fn spec(id: &str, script: &str) -> ReplicaSpec {
             env_remove: Vec::new(),
         },
         token: "secret".into(),
+        max_stall: Duration::from_secs(60),
     }
 }
 

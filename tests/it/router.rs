@@ -147,6 +147,24 @@ async fn alone_a_failing_replica_makes_a_clean_error() {
 }
 
 #[tokio::test]
+async fn nobody_listening_is_waited_out_and_then_503() {
+    let front = before(&[MockUpstream::nobody().await], limits()).await;
+    let (status, body) = front.complete().await;
+    assert_eq!((status, error_code(&body).as_str()), (503, "no_replica_ready"));
+    let upstream = MockUpstream::start(Behaviour::Json).await;
+    let front = before(&[MockUpstream::nobody().await], RouterLimits { ready_timeout: DEADLINE, ..limits() }).await;
+    let (answer, ()) = tokio::join!(front.complete(), async {
+        // The supervisor notices late.
+        while front.router.status().retries_total < 5 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        front.registry.set_ready("m-0", upstream.address, None);
+    });
+    assert_eq!(answer.0, 200);
+    front.settles().await;
+}
+
+#[tokio::test]
 async fn a_replicas_own_errors_pass_and_4xx_is_never_retried() {
     for code in [400, 404, 413, 422, 429, 500, 501] {
         let upstreams =
@@ -428,9 +446,10 @@ async fn metrics_tell_of_requests_and_replicas() {
         front.complete().await;
     }
     front.post("/v1/completions", r#"{"model":"forged\"} 1"}"#).await;
-    let (_, text) = front.get("/metrics").await;
+    // The page asks the replicas too.
     let failures =
         format!("mserve_router_replica_failures_total{{reason=\"reset\",replica=\"m-0\"}} {}", bad.requests());
+    let (_, text) = front.get("/metrics").await;
     for line in [
         "mserve_router_requests_total{code=\"200\",model=\"m\",route=\"/v1/completions\"} 10",
         "mserve_router_requests_total{code=\"404\",model=\"unknown\",route=\"/v1/completions\"} 1",

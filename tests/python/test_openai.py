@@ -3,13 +3,14 @@
 import math
 import os
 import signal
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
 import pytest
 from conftest import wait_until
+
+REQUESTS, TOKENS = 96, 300
 
 
 def client_of(deployment):
@@ -65,20 +66,24 @@ def test_models_and_errors_have_openai_shape(deployment):
 def test_a_replica_killed_under_load_loses_no_request_that_had_not_begun(deployment):
     client = client_of(deployment)
     victim = next(r for r in deployment.status()["replicas"] if r["id"] == "demo-0")
-    started, answers = threading.Semaphore(0), []
 
     def ask(number):
-        started.release()
-        done = client.completions.create(model="demo", prompt=f"And Moses said {number}", max_tokens=24, extra_body={"ignore_eos": True})
+        done = client.completions.create(
+            model="demo", prompt=f"And Moses said {number}", max_tokens=TOKENS, extra_body={"ignore_eos": True}
+        )
         return done.usage.completion_tokens
 
-    with ThreadPoolExecutor(16) as pool:
-        futures = [pool.submit(ask, number) for number in range(96)]
-        for _ in range(24):
-            started.acquire()
+    def victim_is_busy():
+        replica = next(r for r in deployment.status()["replicas"] if r["id"] == "demo-0")
+        return replica["in_flight"] >= 4
+
+    with ThreadPoolExecutor(32) as pool:
+        futures = [pool.submit(ask, number) for number in range(REQUESTS)]
+        wait_until("the victim has requests in flight", victim_is_busy)
         os.kill(victim["pid"], signal.SIGKILL)
         answers = [future.result() for future in futures]
-    assert answers == [24] * 96
+    assert answers == [TOKENS] * REQUESTS
+    assert deployment.status()["router"]["retries_total"] >= 1, "the victim's requests ran again elsewhere"
 
     def back():
         replica = next(r for r in deployment.status()["replicas"] if r["id"] == "demo-0")
@@ -86,7 +91,20 @@ def test_a_replica_killed_under_load_loses_no_request_that_had_not_begun(deploym
 
     replica = wait_until("the killed replica is back", back)
     assert replica["restarts"] == 1
-    assert "SIGKILL" in replica["last_exit"] or "signal 9" in replica["last_exit"]
+    assert "SIGKILL" in replica["last_exit"]
+
+
+def test_a_stream_cut_by_a_kill_ends_with_an_error_not_with_done(deployment):
+    client = client_of(deployment)
+    stream = client.completions.create(
+        model="demo", prompt="And Moses said", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+    )
+    with pytest.raises(openai.APIError):
+        for number, _ in enumerate(stream):
+            if number == 3:
+                busy = [r for r in deployment.status()["replicas"] if r["in_flight"]]
+                assert len(busy) == 1
+                os.kill(busy[0]["pid"], signal.SIGKILL)
 
 
 def test_no_process_outlives_a_killed_launcher(deployment):

@@ -150,6 +150,7 @@ def main(corpus, out, steps=2900):
             print(f"step {step} loss {loss.item():.3f} {time.time() - began:.0f} s", flush=True)
     model = model.to(torch.bfloat16).eval()
     model.config.attention_dropout = 0.0
+    model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9)  # what the server uses when a request says nothing
     model.save_pretrained(out)
     show(model, tokenizer, out, device)
 

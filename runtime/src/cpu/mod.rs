@@ -9,7 +9,7 @@ mod attention;
 mod backend;
 mod bandwidth;
 mod error;
-mod host_memory;
+pub(crate) mod host_memory;
 mod interpret;
 pub mod kernels;
 mod kv_cache;

@@ -71,6 +71,9 @@ impl ActiveRequest {
 
     /// Give the place back, then say why: who hears it may come again at once.
     pub fn fail(self, error: RequestError) {
+        if let Task::Generate(generation) = &self.task {
+            tracing::warn!(request_id = generation.request_id, "request failed: {error}");
+        }
         drop(self.ticket);
         // A receiver that is gone has cancelled; there is nobody to tell.
         match self.task {
@@ -82,6 +85,8 @@ impl ActiveRequest {
 
 #[derive(Debug)]
 pub struct Generation {
+    /// For the log.
+    request_id: String,
     /// Unbounded so that a slow reader cannot stop the loop; at most `max_tokens` events and the last one go in.
     pub events: mpsc::UnboundedSender<TokenEvent>,
     /// Set by a reader that leaves because the text is complete.
@@ -112,8 +117,8 @@ impl Generation {
         text_is_complete: Arc<AtomicBool>,
     ) -> Self {
         let sampling = row_sampling(&request);
-        let eos_token_ids = request.eos_token_ids;
-        Self { events, text_is_complete, eos_token_ids, sampling: Some(sampling), max_tokens, generated: 0 }
+        let GenerateRequest { request_id, eos_token_ids, .. } = request;
+        Self { request_id, events, text_is_complete, eos_token_ids, sampling: Some(sampling), max_tokens, generated: 0 }
     }
 
     /// Count a chosen token, prepare the next choice, and say whether there is one.

@@ -29,11 +29,6 @@ pub enum WorkerError {
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(
-        "weights ({weight_bytes} bytes) and KV cache ({kv_cache_bytes}) do not fit the {free_bytes} bytes of memory \
-         that are free"
-    )]
-    DoesNotFit { weight_bytes: u64, kv_cache_bytes: u64, free_bytes: u64 },
-    #[error(
         "max_model_len {max_model_len} needs {needed_bytes} bytes of KV cache for a single request, and there are \
          {kv_cache_bytes}; at most {fits_tokens} tokens fit"
     )]
@@ -69,7 +64,7 @@ impl WorkerError {
                 LoadError::KvCacheTooSmall { .. } | LoadError::DoesNotFit { .. } => FailureKind::DoesNotFit,
                 LoadError::Quantize { .. } | LoadError::Threads { .. } => FailureKind::Internal,
             },
-            Self::DoesNotFit { .. } | Self::ContextDoesNotFit { .. } => FailureKind::DoesNotFit,
+            Self::ContextDoesNotFit { .. } => FailureKind::DoesNotFit,
             Self::Warmup(_) | Self::EngineStopped { .. } => FailureKind::Device,
             Self::Engine(error) => match error {
                 EngineStartError::Metrics(_) | EngineStartError::Thread(_) => FailureKind::Internal,

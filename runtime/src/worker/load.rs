@@ -1,8 +1,8 @@
 //! From a model directory to an engine that runs.
 
-use super::memory::{default_kv_cache_bytes, free_bytes, kv_bytes_per_token};
+use super::memory::{default_kv_cache_bytes, kv_bytes_per_token};
 use super::{ReadyInfo, WorkerConfig, WorkerError, WorkerEvent, WorkerKind, pooling};
-use crate::cpu::{CpuBackend, CpuOptions};
+use crate::cpu::{CpuBackend, CpuOptions, host_memory};
 use crate::engine::{Backend, BackendInfo, Engine, EngineConfig, RowSampling, SamplingParams, StepBatch, StepSequence};
 use crate::server::{ServedKind, ServedModel};
 use crate::tokenizer::{ChatTemplate, GenerationDefaults, ModelFiles, Tokenizer, eos_token_ids};
@@ -125,16 +125,13 @@ fn cpu_options(config: &WorkerConfig, spec: &ModelSpec, checkpoint: &Checkpoint)
     let budget = DEFAULT_BATCHED_TOKENS.max(config.max_num_seqs);
     let whole_texts = if program.cached_attentions().next().is_none() { max_model_len } else { 0 };
     let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(budget).max(whole_texts);
-    let (weight_bytes, free) = (checkpoint.tensors().map(|tensor| tensor.bytes()).sum::<u64>(), free_bytes());
+    let (weight_bytes, free) =
+        (checkpoint.tensors().map(|tensor| tensor.bytes()).sum::<u64>(), host_memory::free_bytes());
     let bytes_per_token = kv_bytes_per_token(&program);
     let kv_cache_bytes = config.kv_cache_bytes.unwrap_or_else(|| {
         let left = free.map(|free| free.saturating_sub(weight_bytes));
         default_kv_cache_bytes(bytes_per_token, config.max_num_seqs, max_model_len, left)
     });
-    let needed = weight_bytes.saturating_add(if bytes_per_token == 0 { 0 } else { kv_cache_bytes });
-    if let Some(free_bytes) = free.filter(|&free| needed > free) {
-        return Err(WorkerError::DoesNotFit { weight_bytes, kv_cache_bytes, free_bytes });
-    }
     tracing::info!(
         weight_bytes,
         kv_cache_bytes,

@@ -1,7 +1,6 @@
 //! How large a KV cache is when nobody said so.
 
 use mserve_planner::model::Program;
-use std::fs;
 
 /// A cache takes at most this share of the memory that is free.
 const FREE_SHARE: u64 = 4;
@@ -26,33 +25,9 @@ pub fn default_kv_cache_bytes(
     free_bytes.map_or(wanted.min(1 << 30), |free| wanted.min(free / FREE_SHARE))
 }
 
-/// Memory that this process may still take: what the kernel calls available, or less under a cgroup's limit.
-pub fn free_bytes() -> Option<u64> {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_bytes(&text));
-    let cgroup = cgroup_free_bytes();
-    machine.into_iter().chain(cgroup).min()
-}
-
-fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-fn cgroup_free_bytes() -> Option<u64> {
-    let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
-    // `max` does not parse: no limit.
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meminfo_is_in_kib() {
-        assert_eq!(available_bytes("MemTotal: 10 kB\nMemAvailable:    3 kB\n"), Some(3072));
-        assert_eq!(available_bytes("MemTotal: 10 kB\n"), None);
-    }
 
     #[test]
     fn all_sequences_or_a_quarter_of_memory() {

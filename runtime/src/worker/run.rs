@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 /// HTTP needs little; the cores are the engine's.
 const ASYNC_THREADS: usize = 2;
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// Serve one model until asked to end (SIGTERM, SIGINT). Blocks. `events` is called from several threads.
@@ -68,7 +69,11 @@ async fn serve(config: WorkerConfig, events: Arc<dyn Fn(WorkerEvent) + Send + Sy
     events(WorkerEvent::Ready(ready));
 
     tokio::select! {
-        why = engine.stopped() => return Err(WorkerError::EngineStopped { why }),
+        why = engine.stopped() => {
+            state.start_draining();
+            last_words(&state).await;
+            return Err(WorkerError::EngineStopped { why });
+        }
         () = ending.wait() => {}
     }
     drain(&state, &engine, shutdown_timeout, &mut ending).await;
@@ -88,9 +93,13 @@ async fn drain(state: &ServerState, engine: &EngineHandle, timeout: Duration, en
         () = ending.wait() => tracing::warn!("asked again: running requests are cut off"),
     }
     let outcome = engine.shutdown(Duration::ZERO).await;
-    // The last words of requests that were cut off.
-    drop(tokio::time::timeout(Duration::from_secs(1), state.wait_until_idle()).await);
+    last_words(state).await;
     tracing::info!(?outcome, drained_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX), "ended");
+}
+
+/// Requests that failed still have to say so to their clients.
+async fn last_words(state: &ServerState) {
+    drop(tokio::time::timeout(LAST_WORDS, state.wait_until_idle()).await);
 }
 
 fn server_config(config: &WorkerConfig) -> Result<ServerConfig, WorkerError> {

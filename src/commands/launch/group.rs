@@ -1,5 +1,8 @@
 //! What each group of replicas gets, decided before anything is started.
 
+#[cfg(test)]
+mod tests;
+
 use crate::commands::plan::model;
 use crate::exit::Failure;
 use crate::hardware::{NoGpus, probe_gpus, probe_host};
@@ -11,9 +14,16 @@ use mserve_planner::model::{ModelSpec, Pooling, Task, families};
 use mserve_planner::units::{MIB, format_bytes, format_count};
 use mserve_runtime::worker::{default_kv_cache_bytes, kv_bytes_per_token};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const DEFAULT_BLOCK_SIZE: u32 = 16;
 const DEFAULT_MAX_NUM_SEQS: u32 = 64;
+/// The worker's own default.
+const DEFAULT_MAX_NUM_BATCHED_TOKENS: u64 = 2048;
+/// Two operations for a weight of two bytes: a byte is an operation. Far below what a core does (20 to 100 GFLOP/s).
+const SLOW_CORE_FLOPS_PER_S: f64 = 2e9;
+const LEAST_STALL: Duration = Duration::from_secs(60);
+const LONGEST_STALL_S: f64 = 86_400.0;
 /// Caches that nobody asked for take at most this share of what the weights leave, all replicas together.
 const CACHE_SHARE: u64 = 4;
 /// A process, its tokenizer and its buffers, besides weights and cache: 60 MiB resident with the demo model.
@@ -255,6 +265,14 @@ fn plan_group(model: Inspected, share: u64, threads: u32) -> Result<GroupPlan, F
 impl GroupPlan {
     pub fn kv_cache_bytes(&self) -> u64 {
         self.kv_bytes_per_token * u64::from(self.block_size) * self.num_blocks
+    }
+
+    /// A bound on one step's time, far beyond what it takes: every weight times every token of the step, on a slow
+    /// core. Busy is not dead.
+    pub fn max_stall(&self) -> Duration {
+        let tokens = self.settings.max_num_batched_tokens.unwrap_or(DEFAULT_MAX_NUM_BATCHED_TOKENS);
+        let step_s = self.weight_bytes as f64 * tokens as f64 / SLOW_CORE_FLOPS_PER_S / f64::from(self.threads);
+        LEAST_STALL + Duration::from_secs_f64(step_s.min(LONGEST_STALL_S))
     }
 
     /// Requests of full length that one replica holds at once, at most `max_num_seqs`.

@@ -7,7 +7,7 @@ use super::progress::{follow, say};
 use super::shutdown::{Stop, failure_code, listen, wind_down};
 use super::worker_args::Launch;
 use crate::commands::top::Live;
-use crate::control::Client;
+use crate::control::{Client, Deployment as DeploymentFile, runtime_dir};
 use crate::exit::Failure;
 use crate::router::{self, Access, Registry, Router, RouterLimits};
 use crate::settings::ServerSettings;
@@ -94,14 +94,24 @@ async fn bind(server: &ServerSettings) -> Result<TcpListener, Failure> {
     let address = SocketAddr::new(server.host, server.port);
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            let hint = format!("another port: --port {}; any free one: --port 0", server.port.saturating_add(1));
-            Failure::usage(format!("port {} is in use", server.port)).hint(hint)
+            let other = format!("another port: --port {}; any free one: --port 0", server.port.saturating_add(1));
+            match holder(server.port) {
+                Some(pid) => Failure::usage(format!("port {} is in use by mserve (pid {pid})", server.port))
+                    .hint(format!("mserve stop --port {} ends that one; {other}", server.port)),
+                None => Failure::usage(format!("port {} is in use", server.port)).hint(other),
+            }
         }
         std::io::ErrorKind::PermissionDenied => {
             Failure::usage(format!("port {} needs privileges", server.port)).hint("use one from 1024 up")
         }
         _ => Failure::usage(format!("cannot listen on {address}: {error}")),
     })
+}
+
+/// Our own deployment on that port, when it is one.
+fn holder(port: u16) -> Option<u32> {
+    let running = DeploymentFile::list(&runtime_dir().ok()?);
+    running.into_iter().find(|deployment| deployment.port == port).map(|deployment| deployment.pid)
 }
 
 /// 0.0.0.0 is no address to connect to.
@@ -218,7 +228,9 @@ impl Run<'_> {
     fn announce(&self) {
         let views = self.deployment.supervisor.views();
         let ready = views.iter().filter(|(_, view)| view.is_ready()).count();
-        let seconds = self.started.elapsed().as_secs_f64();
+        // When the last of them became ready: this may be said later, once the dashboard is closed.
+        let last = views.iter().map(|(_, view)| view.since.saturating_duration_since(self.started)).max();
+        let seconds = last.unwrap_or_default().as_secs_f64();
         if ready == views.len() {
             say(&format!("ready in {seconds:.1} s: {ready} replicas"));
         } else {

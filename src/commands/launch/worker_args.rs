@@ -48,6 +48,7 @@ impl Launch {
             model: plan.settings.name.clone(),
             kind: plan.kind,
             devices: vec!["cpu".into()],
+            max_stall: plan.max_stall(),
             token: self.token.clone(),
         }
     }

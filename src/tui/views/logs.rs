@@ -4,24 +4,42 @@ use super::super::format;
 use super::super::logs::printable;
 use super::super::state::{Focus, State};
 use super::super::theme::{Level, Theme};
+use crate::status::LogLine;
 use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, Wrap};
 
 pub fn draw(state: &State, area: Rect, theme: &Theme, frame: &mut Frame<'_>) {
     let inner = super::section(title(state, theme), area, theme, frame);
     let page = state.logs.page(&state.log_view, usize::from(inner.height));
     let name_width = page.iter().map(|line| line.replica.chars().count()).max().unwrap_or(0);
-    for (line, row) in page.into_iter().zip(inner.rows()) {
-        let at = format::clock(line.at_unix_ms as f64 / 1e3, state.utc_offset);
-        let mut spans = vec![Span::styled(format!("{at} "), theme.dim())];
-        if state.log_view.only.is_none() {
-            spans.push(Span::styled(format!("{:<name_width$} ", line.replica), theme.strong()));
+    let lines: Vec<Line<'_>> = page.into_iter().map(|line| log_line(line, name_width, state, theme)).collect();
+    if state.log_view.wraps {
+        draw_wrapped(lines, inner, frame);
+    } else {
+        for (line, row) in lines.into_iter().zip(inner.rows()) {
+            super::draw_cut(line, row, theme, frame);
         }
-        spans.push(Span::raw(line.text.as_str()));
-        super::draw_cut(Line::from(spans), row, theme, frame);
     }
+}
+
+fn log_line<'a>(line: &'a LogLine, name_width: usize, state: &State, theme: &Theme) -> Line<'a> {
+    let at = format::clock(line.at_unix_ms as f64 / 1e3, state.utc_offset);
+    let mut spans = vec![Span::styled(format!("{at} "), theme.dim())];
+    if state.log_view.only.is_none() {
+        spans.push(Span::styled(format!("{:<name_width$} ", line.replica), theme.strong()));
+    }
+    spans.push(Span::raw(line.text.as_str()));
+    Line::from(spans)
+}
+
+/// The newest line ends in the last row, or the oldest starts in the first when all fit.
+fn draw_wrapped(lines: Vec<Line<'_>>, area: Rect, frame: &mut Frame<'_>) {
+    let text = Paragraph::new(lines).wrap(Wrap { trim: false });
+    let rows = u16::try_from(text.line_count(area.width)).unwrap_or(u16::MAX);
+    frame.render_widget(text.scroll((rows.saturating_sub(area.height), 0)), area);
 }
 
 fn title<'a>(state: &'a State, theme: &Theme) -> Vec<Span<'a>> {
@@ -38,6 +56,9 @@ fn title<'a>(state: &'a State, theme: &Theme) -> Vec<Span<'a>> {
     spans.push(Span::styled(format!("  {figures} lines"), theme.dim()));
     let (word, style) = if view.follows() { ("  follow", theme.dim()) } else { ("  HELD", theme.level(Level::Warn)) };
     spans.push(Span::styled(word, style));
+    if view.wraps {
+        spans.push(Span::styled("  wrapped", theme.dim()));
+    }
     if state.logs.missed > 0 {
         spans.push(Span::styled(format!("  missed {}", format::count(state.logs.missed)), theme.level(Level::Warn)));
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::status::LogLine;
 use crate::tui::fixtures::{self, NOW, keys, resize};
 use crate::tui::message::Message;
 use crate::tui::theme::{Charset, Palette};
@@ -114,6 +115,15 @@ fn the_log_filtered_and_over_the_whole_screen() {
     resize(&mut state, 80, 24);
     keys(&mut state, "ollkk");
     insta::assert_snapshot!("log_screen_80x24", screen(&mut state, 80, 24, ANSI));
+}
+
+#[test]
+fn wrapped_lines_end_with_the_newest() {
+    let mut state = fixtures::loaded_state();
+    let long = LogLine { seq: 99, at_unix_ms: 0, replica: "demo-1".into(), text: "word ".repeat(60) + "end" };
+    fixtures::feed(&mut state, Message::Logs(vec![long]));
+    keys(&mut state, "llw");
+    insta::assert_snapshot!("log_wrapped_80x24", screen(&mut state, 80, 24, ANSI));
 }
 
 #[test]

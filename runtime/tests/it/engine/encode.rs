@@ -31,7 +31,7 @@ fn vectors_are_those_of_each_prompt_alone() {
 fn many_prompts_share_a_step() {
     let backend = ToyBackend::new(ToyKind::Encode, 0, 0);
     let seen = Arc::clone(&backend.seen);
-    let (gate, receiver) = std::sync::mpsc::channel();
+    let (gate, receiver) = channel();
     let engine = Engine::start(Box::new(backend.gated(receiver)), config()).unwrap();
     // The first step waits with some of them; at least 16 are queued by its end.
     let vectors: Vec<_> = (0..24).map(|seed| engine.encode(prompt(seed, 8)).unwrap()).collect();

@@ -3,9 +3,11 @@
 use super::toy_backend::{ToyBackend, ToyKind, expected_greedy};
 use super::*;
 
-fn texts(engine: &EngineHandle, prompts: &[Vec<u32>], max_tokens: usize) -> Vec<Vec<u32>> {
-    let streams: Vec<_> =
-        prompts.iter().map(|prompt| engine.generate(request(prompt, greedy(max_tokens))).unwrap()).collect();
+fn streams(engine: &EngineHandle, prompts: &[Vec<u32>], max_tokens: usize) -> Vec<TokenStream> {
+    prompts.iter().map(|prompt| engine.generate(request(prompt, greedy(max_tokens))).unwrap()).collect()
+}
+
+fn texts(streams: Vec<TokenStream>) -> Vec<Vec<u32>> {
     streams.into_iter().map(|stream| collect(stream).0).collect()
 }
 
@@ -27,7 +29,7 @@ fn one_alone_is_what_the_device_says() {
 fn a_batch_is_what_each_is_alone() {
     let prompts: Vec<_> = (0..24).map(|seed| prompt(seed, 1 + seed as usize * 3 % 37)).collect();
     let engine = start(256, config());
-    assert_eq!(texts(&engine, &prompts, 24), expected(&prompts, 24));
+    assert_eq!(texts(streams(&engine, &prompts, 24)), expected(&prompts, 24));
     wait_until_empty(&engine);
 }
 
@@ -39,7 +41,7 @@ fn chunks_change_nothing() {
         let seen = Arc::clone(&backend.seen);
         let limits = EngineConfig { max_num_batched_tokens, max_num_seqs: 3, ..config() };
         let engine = Engine::start(Box::new(backend), limits).unwrap();
-        assert_eq!(texts(&engine, &prompts, 6), expected(&prompts, 6));
+        assert_eq!(texts(streams(&engine, &prompts, 6)), expected(&prompts, 6));
         let seen = seen.lock().unwrap().clone();
         assert!(seen.most_tokens <= max_num_batched_tokens && seen.most_sequences <= 3, "{seen:?}");
         assert!(seen.prompt_chunks > prompts.len(), "prompts were cut: {seen:?}");
@@ -50,8 +52,10 @@ fn chunks_change_nothing() {
 fn preemption_changes_nothing() {
     let prompts: Vec<_> = (0..12).map(|seed| prompt(seed, 10 + seed as usize)).collect();
     for enable_prefix_caching in [false, true] {
-        let engine = start(20, EngineConfig { enable_prefix_caching, ..config() });
-        assert_eq!(texts(&engine, &prompts, 30), expected(&prompts, 30));
+        let (engine, gate) = gated(20, EngineConfig { enable_prefix_caching, ..config() });
+        let streams = streams(&engine, &prompts, 30);
+        drop(gate);
+        assert_eq!(texts(streams), expected(&prompts, 30));
         assert!(engine.load().preemptions_total > 0);
         wait_until_empty(&engine);
     }

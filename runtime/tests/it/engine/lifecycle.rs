@@ -4,14 +4,7 @@ use super::toy_backend::{FAILS_STEP, LOSES_DEVICE, PANICS, ToyBackend, ToyKind, 
 use super::*;
 use futures::executor::block_on;
 use mserve_runtime::engine::{AdmissionError, EngineStartError, RequestError, Shutdown};
-use std::sync::mpsc::{Sender, channel};
-
-/// An engine whose every step waits for a word.
-fn gated(num_blocks: usize, config: EngineConfig) -> (EngineHandle, Sender<()>) {
-    let (gate, receiver) = channel();
-    let backend = ToyBackend::new(ToyKind::Generate, num_blocks, BLOCK_SIZE).gated(receiver);
-    (Engine::start(Box::new(backend), config).unwrap(), gate)
-}
+use std::sync::mpsc::channel;
 
 fn last_event(mut stream: TokenStream) -> TokenEvent {
     let mut last = None;
@@ -216,7 +209,7 @@ fn limits_are_checked_against_the_device() {
 #[test]
 fn two_thousand_mixed_requests_leave_nothing_behind() {
     let limits = EngineConfig { max_num_queued_reqs: 4000, max_num_batched_tokens: 24, ..config() };
-    let engine = start(40, limits);
+    let (engine, gate) = gated(40, limits);
     let mut random = fastrand::Rng::with_seed(11);
     let mut streams = Vec::new();
     for number in 0..2000_u32 {
@@ -226,6 +219,7 @@ fn two_thousand_mixed_requests_leave_nothing_behind() {
         let stream = engine.generate(request(&ask, greedy(max_tokens))).unwrap();
         streams.push((ask, max_tokens, stream, random.u32(0..10)));
     }
+    drop(gate);
     let mut finished = 0;
     for (ask, max_tokens, mut stream, mood) in streams {
         match mood {

@@ -13,6 +13,7 @@ use mserve_runtime::engine::{
     Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, SamplingParams, TokenEvent, TokenStream, Usage,
 };
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 use toy_backend::{HARMLESS, ToyBackend, ToyKind};
 
@@ -31,6 +32,13 @@ pub fn config() -> EngineConfig {
 
 pub fn start(num_blocks: usize, config: EngineConfig) -> EngineHandle {
     Engine::start(Box::new(ToyBackend::new(ToyKind::Generate, num_blocks, BLOCK_SIZE)), config).unwrap()
+}
+
+/// An engine whose every step waits for a word, or for the sender to go: what is asked before that is there together.
+pub fn gated(num_blocks: usize, config: EngineConfig) -> (EngineHandle, Sender<()>) {
+    let (gate, receiver) = channel();
+    let backend = ToyBackend::new(ToyKind::Generate, num_blocks, BLOCK_SIZE).gated(receiver);
+    (Engine::start(Box::new(backend), config).unwrap(), gate)
 }
 
 pub fn greedy(max_tokens: usize) -> SamplingParams {

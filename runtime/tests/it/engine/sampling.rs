@@ -83,10 +83,12 @@ fn a_seed_gives_the_same_text_in_any_company() {
     let alone = collect(quiet.generate(choice(&prompt, Some(7), 0)).unwrap()).0;
 
     // Chunked, beside others, preempted, in another process.
-    let busy = start(24, EngineConfig { max_num_batched_tokens: 8, ..config() });
+    let (busy, gate) = gated(24, EngineConfig { max_num_batched_tokens: 8, ..config() });
     let others: Vec<_> =
         (2..10).map(|seed| busy.generate(request(&super::prompt(seed, 25), greedy(30))).unwrap()).collect();
-    let beside = collect(busy.generate(choice(&prompt, Some(7), 0)).unwrap()).0;
+    let beside = busy.generate(choice(&prompt, Some(7), 0)).unwrap();
+    drop(gate);
+    let beside = collect(beside).0;
     others.into_iter().for_each(|other| drop(collect(other)));
     assert_eq!(alone, beside);
     assert!(busy.load().preemptions_total > 0);
@@ -113,9 +115,10 @@ fn penalties_hold_after_preemption() {
     let prompts: Vec<_> = (0..10).map(|seed| prompt(seed, 10)).collect();
     let params = SamplingParams { repetition_penalty: 1.5, frequency_penalty: 1.0, logprobs: Some(2), ..greedy(30) };
     let run = |num_blocks| {
-        let engine = start(num_blocks, config());
+        let (engine, gate) = gated(num_blocks, config());
         let streams: Vec<_> =
             prompts.iter().map(|prompt| engine.generate(request(prompt, params.clone())).unwrap()).collect();
+        drop(gate);
         let texts: Vec<_> = streams.into_iter().map(|stream| collect(stream).0).collect();
         (texts, engine.load().preemptions_total)
     };

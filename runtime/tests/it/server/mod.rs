@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alphabet;
+mod any_input;
 mod chat;
 mod client;
 mod completions;
