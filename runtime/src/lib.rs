@@ -3,5 +3,6 @@
 //! Layers, outermost first: [`server`] (HTTP) -> [`engine`] (schedule, run, postprocess) -> a backend behind
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
+pub mod cuda;
 pub mod engine;
 pub mod worker;
