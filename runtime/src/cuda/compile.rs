@@ -87,7 +87,7 @@ struct Compilation(sys::nvrtcProgram);
 impl Drop for Compilation {
     fn drop(&mut self) {
         // SAFETY: made by `create_program`, destroyed only here.
-        unsafe { drop(nvrtc::destroy_program(self.0)) };
+        let _ = unsafe { nvrtc::destroy_program(self.0) };
     }
 }
 

@@ -128,7 +128,7 @@ impl Drop for Device {
         if self.bind().is_ok() {
             // SAFETY: created in `describe` and destroyed only here; the driver finishes its work first. An error
             // means that the context is lost, and the stream with it.
-            unsafe { drop(cudarc::driver::result::stream::destroy(self.stream.0)) };
+            let _ = unsafe { cudarc::driver::result::stream::destroy(self.stream.0) };
         }
     }
 }

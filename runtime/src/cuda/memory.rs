@@ -225,7 +225,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {
             // SAFETY: created in `new`, destroyed only here.
-            unsafe { drop(cudarc::driver::result::event::destroy(self.event)) };
+            let _ = unsafe { cudarc::driver::result::event::destroy(self.event) };
         }
     }
 }
