@@ -44,6 +44,15 @@ impl StepBlocks {
     }
 }
 
+/// What an attention reads besides its rows.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionContext<'a> {
+    pub arch: Arch,
+    pub batch: &'a StepBatch,
+    pub caches: &'a [LayerCache],
+    pub step_blocks: &'a StepBlocks,
+}
+
 /// Some query tokens of one sequence and one KV head.
 #[derive(Debug)]
 struct Task<'a> {
@@ -57,16 +66,9 @@ struct Task<'a> {
 }
 
 impl AttentionOp {
-    pub fn run(
-        &self,
-        arch: Arch,
-        batch: &StepBatch,
-        qkv: &[f32],
-        caches: &[LayerCache],
-        step: &StepBlocks,
-        scratch: &mut AttentionScratch,
-        out: &mut [f32],
-    ) {
+    /// `qkv` are the step's packed rows, `out` its rows of all query heads.
+    pub fn run(&self, context: AttentionContext<'_>, scratch: &mut AttentionScratch, qkv: &[f32], out: &mut [f32]) {
+        let AttentionContext { arch, batch, caches, step_blocks: step } = context;
         let heads = self.heads;
         let AttentionScratch { rows, step_caches } = scratch;
         let (cache, tasks) = match self.cache {

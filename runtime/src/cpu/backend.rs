@@ -5,11 +5,12 @@ use super::load::{LoadedModel, Loader};
 use super::loaded::{Heads, LoadedOp};
 use super::validate::{self, StepLimits};
 use super::{CpuOptions, LoadError};
-use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, SampledToken, StepBatch};
+use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
 use crate::weights::TensorSource;
 use mserve_planner::model::{BufferId, ModelSpec, Positions, Program, Quantization, families};
 use pulp::Arch;
 use rayon::ThreadPool;
+use rayon::prelude::*;
 
 /// A model on the host's cores.
 #[derive(Debug)]
@@ -100,6 +101,12 @@ impl CpuBackend {
         self.model.ops.iter().map(LoadedOp::weight_bytes).sum()
     }
 
+    /// Bytes of keys and values of one token, all layers.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        let block_bytes: u64 = self.state.caches.iter().map(|c| c.shape().block_bytes()).sum();
+        block_bytes / self.info.block_size as u64
+    }
+
     /// Bytes of the activation arena.
     pub fn activation_bytes(&self) -> u64 {
         self.state.arena.bytes()
@@ -116,23 +123,16 @@ impl Backend for CpuBackend {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
-        let width = self.info.output_width;
-        let rows = self.forward_rows(batch)?;
-        let sequences = batch.sequences.iter().filter(|s| s.wants_output);
-        Ok(rows
-            .chunks_exact(width)
-            .zip(sequences)
-            .map(|(row, sequence)| match &sequence.sampling {
-                Some(_) => RowOutput::Token(greedy(row)),
-                None => RowOutput::Vector(row.to_vec()),
-            })
-            .collect())
+        self.forward_rows(batch)?;
+        let (width, output) = (self.info.output_width, self.output);
+        let rows = self.state.arena.get_mut(output);
+        let sequences: Vec<_> = batch.sequences.iter().filter(|s| s.wants_output).collect();
+        let row_output = |(row, sequence): (&mut [f32], &StepSequence)| match &sequence.sampling {
+            Some(sampling) => RowOutput::Token(sample(row, sampling)),
+            None => RowOutput::Vector(row.to_vec()),
+        };
+        Ok(self.pool.install(|| rows.par_chunks_exact_mut(width).zip(sequences).map(row_output).collect()))
     }
-}
-
-fn greedy(row: &[f32]) -> SampledToken {
-    let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).unwrap_or(0);
-    SampledToken { token_id: best as u32, logprob: None, top_logprobs: Vec::new() }
 }
 
 fn check_options(options: &CpuOptions) -> Result<(), LoadError> {

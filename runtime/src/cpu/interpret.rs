@@ -1,7 +1,7 @@
 //! One step: the ops of a loaded model, in order, over the arena.
 
 use super::arena::Arena;
-use super::attention::{AttentionScratch, StepBlocks};
+use super::attention::{AttentionContext, AttentionScratch, StepBlocks};
 use super::kernels::elementwise::{self, NormRows, rms_norm_in_place};
 use super::kernels::rope::{Rope, rotate};
 use super::kernels::{LANES, PARALLEL_ELEMENTS};
@@ -75,10 +75,10 @@ impl StepState {
                 }
             }
             LoadedOp::Attention { qkv, attention, out } => {
-                let (caches, step, scratch) = (&self.caches, &self.step_blocks, &mut self.attention);
-                self.arena.write(*out, |arena, out| {
-                    attention.run(arch, batch, arena.get(*qkv), caches, step, scratch, out);
-                });
+                let step_blocks = &self.step_blocks;
+                let context = AttentionContext { arch, batch, caches: &self.caches, step_blocks };
+                let scratch = &mut self.attention;
+                self.arena.write(*out, |arena, out| attention.run(context, scratch, arena.get(*qkv), out));
             }
             LoadedOp::GatedAct { gate_up, activation, out } => {
                 let width = self.arena.width(*out);

@@ -3,7 +3,7 @@
 use super::kernels::attention::Scores;
 use super::kernels::panel::PanelMatrix;
 use super::kv_cache::KvShape;
-use super::linear::{Linear, Matrix};
+use super::linear::Linear;
 use crate::weights::HostTensor;
 use mserve_planner::model::{Activation, BufferId, Mask, Norm, Pooling};
 use std::sync::Arc;
@@ -166,13 +166,6 @@ impl LoadedOp {
                 table + embed.positions.as_ref().map_or(0, stored)
             }
             _ => 0,
-        }
-    }
-
-    pub fn matrix(&self) -> Option<&Matrix> {
-        match self {
-            Self::Linear { linear, .. } => Some(&linear.matrix),
-            _ => None,
         }
     }
 }

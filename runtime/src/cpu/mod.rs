@@ -7,6 +7,7 @@
 mod arena;
 mod attention;
 mod backend;
+mod bandwidth;
 mod error;
 mod interpret;
 pub mod kernels;
@@ -18,5 +19,6 @@ mod options;
 mod validate;
 
 pub use backend::CpuBackend;
+pub use bandwidth::read_bandwidth;
 pub use error::LoadError;
 pub use options::{CpuOptions, WeightFormat};

@@ -101,7 +101,8 @@ impl WithSimd for Attend<'_> {
         let seen = rows.visible.iter().filter(|v| v.first < v.end);
         let first = seen.clone().map(|v| v.first).min().unwrap_or(0);
         let end = seen.map(|v| v.end).max().unwrap_or(0);
-        for block in first / shape.block_size..end.div_ceil(shape.block_size) {
+        let blocks = first / shape.block_size..end.div_ceil(shape.block_size);
+        for (block, &physical) in blocks.clone().zip(&block_table[blocks]) {
             for group in 0..shape.groups_per_block() {
                 let start = block * shape.block_size + group * LANES;
                 let len = LANES.min(shape.block_size - group * LANES);
@@ -109,7 +110,7 @@ impl WithSimd for Attend<'_> {
                 if span.end <= first || start >= end {
                     continue;
                 }
-                let (keys, values) = cache.group(kv_head, block_table[block] as usize, group);
+                let (keys, values) = cache.group(kv_head, physical as usize, group);
                 rows.attend_group(simd, keys, values, span, scores);
             }
         }

@@ -5,7 +5,7 @@
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, and leaves it in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
@@ -20,7 +20,7 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let mantissa = p * r * r + r + 1.0;
     // 2^n in two factors: n may be 128, one more than an exponent holds.
     let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
