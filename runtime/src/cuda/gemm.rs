@@ -25,6 +25,8 @@ pub struct GemmShape {
     pub bias: bool,
     pub residual: bool,
     pub f32_out: bool,
+    /// Elements from one row of `out` to the next: at least `n`.
+    pub out_stride: usize,
 }
 
 /// Addresses of one product.
@@ -215,8 +217,8 @@ impl Description {
         let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
         let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
         let out = if shape.f32_out { sys::cudaDataType_t::CUDA_R_32F } else { bf16 };
-        let null = std::ptr::null_mut;
-        let mut made = Self { desc: null(), a: null(), b: null(), d: null() };
+        let none = std::ptr::null_mut();
+        let mut made = Self { desc: std::ptr::null_mut(), a: none, b: none, d: none };
         made.desc = lt::create_matmul_desc(
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cudaDataType_t::CUDA_R_32F,
@@ -228,7 +230,7 @@ impl Description {
         }
         made.a = lt::create_matrix_layout(bf16, k, n, k as i64)?;
         made.b = lt::create_matrix_layout(bf16, k, m, k as i64)?;
-        made.d = lt::create_matrix_layout(out, n, m, n as i64)?;
+        made.d = lt::create_matrix_layout(out, n, m, shape.out_stride as i64)?;
         Ok(made)
     }
 

@@ -6,21 +6,35 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod backend;
 mod buckets;
 mod budget;
 mod compile;
 mod cubin_cache;
 mod device;
 mod error;
+mod executor;
 mod gemm;
 mod gemm_tuning;
 mod graph;
+mod kernel_set;
+mod kernels;
 mod libraries;
 mod library_search;
+mod linear;
 mod memory;
+mod metadata;
 mod module;
+mod options;
+mod plan;
+mod random_weights;
 #[cfg(test)]
 mod testing;
+mod token_state;
+mod upload;
+mod weights;
 
 pub use error::{CudaError, MemoryTerm};
+pub use backend::{CudaBackend, WeightOrigin};
 pub use libraries::{Library, LibraryReport, Missing, report};
+pub use options::{CudaOptions, GraphCapture};
