@@ -2,5 +2,9 @@
 
 pub mod cli;
 pub mod commands;
+pub mod control;
 pub mod exit;
+pub mod router;
 pub mod status;
+pub mod supervisor;
+pub mod tui;

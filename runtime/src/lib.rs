@@ -3,5 +3,10 @@
 //! Layers, outermost first: [`server`] (HTTP) -> [`engine`] (schedule, run, postprocess) -> a backend behind
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
+pub mod cpu;
+pub mod cuda;
 pub mod engine;
+pub mod server;
+pub mod tokenizer;
+pub mod weights;
 pub mod worker;

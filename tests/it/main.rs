@@ -1,3 +1,6 @@
-//! Tests of the whole binary and of the house rules.
-
 mod house;
+mod mock_upstream;
+mod mock_worker;
+mod router;
+mod supervisor;
+mod top;

@@ -78,6 +78,8 @@ pub enum Shard {
         heads: u64,
         kv_heads: u64,
     },
+    /// One tensor holding gate rows, then up rows (Phi-3): each half divides by TP.
+    FusedGateUp,
     /// Rows are vocabulary entries, padded to a multiple of 64 and of TP.
     Vocab,
 }

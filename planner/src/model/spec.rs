@@ -182,7 +182,7 @@ pub enum Activation {
 pub enum Quantization {
     /// Plain tensors of [`ModelSpec::dtype`].
     None,
-    /// Integer weights packed in groups along the input dimension (GPTQ, AWQ).
+    /// Integer weights packed in groups along the input dimension (GPTQ, AWQ). `group_size` 0: one group a row.
     Grouped { bits: u64, group_size: u64 },
     /// E4M3 weights with scales; `kv_cache` says whether the checkpoint asks for an fp8 KV cache too.
     Fp8 { kv_cache: bool },

@@ -1,13 +1,34 @@
 //! Continuous batching over any [`Backend`]: the loop is schedule, run, postprocess.
+//!
+//! [`EngineHandle`] (any thread) checks and queues; the engine's thread owns the rest: `core` asks `scheduler` (integers
+//! only, over `block_manager`) what runs next, `batch` writes it down for the backend, and the outcome goes back to the
+//! requests as [`TokenEvent`]s.
 
+mod active_request;
 mod backend;
+mod batch;
+mod block_manager;
+mod config;
+mod core;
+mod handle;
+mod metrics;
 mod request;
+mod sampler;
 mod sampling_params;
+mod scheduler;
+mod sequence;
+mod shared;
 mod stats;
+mod token_stream;
+mod window;
 
 pub use backend::{
     Backend, BackendError, BackendInfo, RowOutput, RowSampling, SampledToken, StepBatch, StepSequence, TokenLogprob,
 };
+pub use config::{EngineConfig, EngineStartError};
+pub use handle::{Engine, EngineHandle, Shutdown};
 pub use request::{AdmissionError, FinishReason, GenerateRequest, RequestError, TokenEvent, Usage};
+pub use sampler::sample;
 pub use sampling_params::SamplingParams;
 pub use stats::EngineLoad;
+pub use token_stream::TokenStream;

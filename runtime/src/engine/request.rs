@@ -39,6 +39,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Of these, found in the prefix cache.
     pub cached_tokens: usize,
+    /// Tokens generated, the end-of-sequence or stop token among them.
     pub completion_tokens: usize,
 }
 
@@ -54,7 +55,8 @@ pub enum AdmissionError {
     PoolTooSmall { needed_blocks: usize, total_blocks: usize },
     #[error("token id {token_id} is outside the vocabulary of {vocab_size}")]
     TokenOutOfVocabulary { token_id: u32, vocab_size: usize },
-    #[error("{queued} requests are waiting, which is the limit")]
+    /// As many requests, or as many prompt tokens, as may wait. Worth another try soon.
+    #[error("the queue is full: {queued} requests are waiting")]
     QueueFull { queued: usize },
     #[error("the engine has stopped: {why}")]
     Stopped { why: String },

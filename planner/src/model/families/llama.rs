@@ -15,10 +15,21 @@ pub fn program(spec: &ModelSpec) -> Program {
 }
 
 fn decoder_layer(p: &mut Builder<'_>, x: BufferId, layer: &LayerSpec, w: &str) -> BufferId {
+    let hidden = p.width(x);
+    let h = p.norm(x, &format!("{w}.input_layernorm"));
+    let o = attention(p, h, layer, w);
+    let bias = layer.attention.output_bias;
+    let x = p.project(o, &format!("{w}.self_attn.o_proj"), hidden, Shard::Row, bias, Some(x));
+    let h = p.norm(x, &format!("{w}.post_attention_layernorm"));
+    let act = gated_mlp(p, h, layer, w);
+    p.project(act, &format!("{w}.mlp.down_proj"), hidden, Shard::Row, layer.mlp.bias, Some(x))
+}
+
+/// q, k and v from separate tensors, normalised, rotated and stored, then attended: `[T, q]`, before `o_proj`.
+pub(super) fn attention(p: &mut Builder<'_>, h: BufferId, layer: &LayerSpec, w: &str) -> BufferId {
     let a = &layer.attention;
     let (q, kv) = (a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim);
     let kv_shard = Shard::KvHeads { heads: a.num_kv_heads };
-    let h = p.norm(x, &format!("{w}.input_layernorm"));
     let parts = [
         (&*format!("{w}.self_attn.q_proj"), q, Shard::Column),
         (&*format!("{w}.self_attn.k_proj"), kv, kv_shard),
@@ -26,20 +37,20 @@ fn decoder_layer(p: &mut Builder<'_>, x: BufferId, layer: &LayerSpec, w: &str) -
     ];
     let weights = p.declare(h, &parts, a.qkv_bias);
     let qkv = p.linear(h, weights, None);
-    let attention = p.attention_spec(a);
+    let id = p.attention_spec(a);
     let norms = (format!("{w}.self_attn.q_norm"), format!("{w}.self_attn.k_norm"));
-    p.rope_and_store_kv(qkv, attention, a.qk_norm.then_some((&norms.0, &norms.1)));
-    let o = p.attention(qkv, attention);
-    let hidden = p.width(x);
-    let x = p.project(o, &format!("{w}.self_attn.o_proj"), hidden, Shard::Row, a.output_bias, Some(x));
-    let h = p.norm(x, &format!("{w}.post_attention_layernorm"));
+    p.rope_and_store_kv(qkv, id, a.qk_norm.then_some((&norms.0, &norms.1)));
+    p.attention(qkv, id)
+}
+
+/// activation(gate) * up: `[T, intermediate]`, before `down_proj`.
+pub(super) fn gated_mlp(p: &mut Builder<'_>, h: BufferId, layer: &LayerSpec, w: &str) -> BufferId {
     let inner = layer.mlp.intermediate_size;
     let parts =
         [(&*format!("{w}.mlp.gate_proj"), inner, Shard::Column), (&*format!("{w}.mlp.up_proj"), inner, Shard::Column)];
     let weights = p.declare(h, &parts, layer.mlp.bias);
     let gate_up = p.linear(h, weights, None);
-    let act = p.gated_act(gate_up, layer.mlp.activation);
-    p.project(act, &format!("{w}.mlp.down_proj"), hidden, Shard::Row, layer.mlp.bias, Some(x))
+    p.gated_act(gate_up, layer.mlp.activation)
 }
 
 /// Final norm, then what the task asks for: logits, one vector, or scores.

@@ -1,0 +1,17 @@
+//! Where a card's memory goes: weights, KV cache, activations, and what the runtime itself takes.
+//!
+//! Every term has a name and says where it comes from. KV is never one number per token: see [`kv`].
+
+mod activations;
+mod budget;
+mod cache_plan;
+mod dtypes;
+pub mod kv;
+mod weights;
+
+pub use activations::activation_bytes;
+pub use budget::{Budget, EngineLimits, Source, Term, TermKind, WeightSource, requests_that_fit};
+pub use cache_plan::{CachePlan, cache_plan, kv_bytes_per_token};
+pub use dtypes::{KvCacheDtype, served_dtype};
+pub use kv::{KvGroup, KvGroupKind, KvLayout, SlidingLayers};
+pub use weights::{checkpoint_bytes, rank_weight_bytes};

@@ -1,0 +1,78 @@
+//! The one parser of `config.json`: bytes in, a validated [`ModelSpec`] out.
+//!
+//! Every number is checked against `limits` before anything is sized by it. What cannot be planned exactly is an
+//! error that names the field, never a guess.
+
+mod architecture;
+mod decoder;
+mod encoder;
+mod error;
+mod fields;
+mod limits;
+mod masks;
+mod quantization;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+use super::{Activation, DType, Family, ModelSpec};
+use fields::Fields;
+
+pub use architecture::known_architectures;
+pub use error::ConfigError;
+
+/// Read the bytes of a model's `config.json`.
+///
+/// # Errors
+/// [`ConfigError`], naming the field, what it holds and what would do.
+pub fn parse_config(json: &[u8]) -> Result<ModelSpec, ConfigError> {
+    let map = fields::parse_object(json)?;
+    let root = Fields::new(&map);
+    let architecture = architecture::find(&root)?;
+    match architecture.family {
+        Family::Bert | Family::XlmRoberta => encoder::spec(&architecture, &root),
+        _ => decoder::spec(&architecture, &root),
+    }
+}
+
+impl ModelSpec {
+    /// The same model with what `hf_quant_config.json` says: ModelOpt writes its quantisation there, sometimes only
+    /// there.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a broken file or a method that is not supported.
+    pub fn with_hf_quant_config(mut self, json: &[u8]) -> Result<Self, ConfigError> {
+        let map = fields::parse_object(json)?;
+        if let Some(quantization) = quantization::from_hf_quant_config(&Fields::new(&map))? {
+            self.quantization = quantization;
+        }
+        Ok(self)
+    }
+}
+
+fn dtype(root: &Fields<'_>, text: &Fields<'_>) -> Result<DType, ConfigError> {
+    const NAMES: [&str; 2] = ["torch_dtype", "dtype"];
+    let (owner, found) = match text.string(&NAMES)? {
+        Some(found) => (text, Some(found)),
+        None => (root, root.string(&NAMES)?),
+    };
+    match found {
+        Some((_, "bfloat16")) => Ok(DType::BF16),
+        Some((_, "float16" | "half")) => Ok(DType::F16),
+        // PyTorch's own default, which is what a file without the field was saved in.
+        Some((_, "float32" | "float")) | None => Ok(DType::F32),
+        Some((name, other)) => Err(owner.unsupported(name, other, "supported: bfloat16, float16, float32")),
+    }
+}
+
+fn activation(fields: &Fields<'_>, names: &[&'static str], default: Activation) -> Result<Activation, ConfigError> {
+    let Some((field, name)) = fields.string(names)? else { return Ok(default) };
+    match name {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        "tanh" => Ok(Activation::Tanh),
+        other => Err(fields.unsupported(field, other, "supported: silu, gelu, gelu_pytorch_tanh, relu, tanh")),
+    }
+}

@@ -1,0 +1,202 @@
+//! Typed, range-checked reading of one JSON object. `null` counts as absent, as in transformers.
+
+use super::ConfigError;
+use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
+
+/// Real configs are a few KiB; quantised mixture-of-experts ones reach a few hundred.
+const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// Parse the bytes of a file into its top-level object.
+pub(super) fn parse_object(json: &[u8]) -> Result<Map<String, Value>, ConfigError> {
+    if json.len() > MAX_FILE_BYTES {
+        return Err(ConfigError::TooLarge { size_bytes: json.len() as u64, limit_bytes: MAX_FILE_BYTES as u64 });
+    }
+    match serde_json::from_slice(json) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(ConfigError::NotAnObject { found: kind(&other) }),
+        Err(error) => Err(json_error(json, &error)),
+    }
+}
+
+/// Python writes NaN and Infinity, which are not JSON: say so instead of "expected value".
+fn json_error(json: &[u8], error: &serde_json::Error) -> ConfigError {
+    let (line, column) = (error.line(), error.column());
+    let text = json.split(|&b| b == b'\n').nth(line.saturating_sub(1)).unwrap_or_default();
+    let rest = text.get(column.saturating_sub(1)..).unwrap_or_default();
+    let literal = ["NaN", "Infinity", "-Infinity"].into_iter().find(|l| {
+        // The parser stops on the first bad character, which for -Infinity is the I.
+        rest.starts_with(l.trim_start_matches('-').as_bytes()) || rest.starts_with(l.as_bytes())
+    });
+    let problem = match literal {
+        Some(literal) => format!("{literal} is not a JSON number; write a finite number or null"),
+        None => error.to_string(),
+    };
+    ConfigError::Json { line, column, problem }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    /// The object that `map` was found in, for messages: `text_config`.
+    parent: Option<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
+        Self { map, parent: None }
+    }
+
+    /// The field's full name for messages: `rope_scaling.factor`.
+    pub(super) fn path(&self, name: &str) -> String {
+        match self.parent {
+            Some(parent) => format!("{parent}.{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    /// The first of `names` that is present, with its name.
+    fn find(&self, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
+        names.iter().find_map(|&name| Some((name, self.map.get(name).filter(|v| !v.is_null())?)))
+    }
+
+    pub(super) fn value(&self, name: &'static str) -> Option<&'a Value> {
+        self.find(&[name]).map(|(_, value)| value)
+    }
+
+    pub(super) fn uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
+        let Some((name, value)) = self.find(names) else { return Ok(None) };
+        let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+        let number = match value {
+            Value::Number(n) => n,
+            other => return Err(self.wrong_type(name, other, expected())),
+        };
+        // Some exporters write whole numbers as 4096.0.
+        let whole = number.as_u64().or_else(|| number.as_f64().and_then(whole_number));
+        match whole.filter(|n| range.contains(n)) {
+            Some(n) => Ok(Some(n)),
+            None => Err(self.out_of_range(name, number, expected())),
+        }
+    }
+
+    pub(super) fn required_uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        self.uint(names, range)?.ok_or_else(|| ConfigError::Missing { field: self.path(names[0]), expected })
+    }
+
+    pub(super) fn float(&self, names: &[&'static str], range: RangeInclusive<f64>) -> Result<Option<f64>, ConfigError> {
+        let Some((name, value)) = self.find(names) else { return Ok(None) };
+        self.checked_float(name, value, range).map(Some)
+    }
+
+    pub(super) fn required_float(&self, name: &'static str, range: RangeInclusive<f64>) -> Result<f64, ConfigError> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        self.float(&[name], range)?.ok_or_else(|| ConfigError::Missing { field: self.path(name), expected })
+    }
+
+    fn checked_float(&self, name: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f64, ConfigError> {
+        let expected = || format!("a number from {} to {}", range.start(), range.end());
+        match value {
+            Value::Number(n) => match n.as_f64().filter(|x| range.contains(x)) {
+                Some(x) => Ok(x),
+                None => Err(self.out_of_range(name, n, expected())),
+            },
+            other => Err(self.wrong_type(name, other, expected())),
+        }
+    }
+
+    /// A list of exactly `len` numbers.
+    pub(super) fn floats(
+        &self,
+        name: &'static str,
+        len: u64,
+        range: RangeInclusive<f64>,
+    ) -> Result<Vec<f64>, ConfigError> {
+        let expected = format!("a list of {len} numbers from {} to {}", range.start(), range.end());
+        let list = match self.value(name) {
+            None => return Err(ConfigError::Missing { field: self.path(name), expected }),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(self.wrong_type(name, other, expected)),
+        };
+        if list.len() as u64 != len {
+            return Err(self.out_of_range(name, &format!("a list of {}", list.len()), expected));
+        }
+        list.iter().map(|value| self.checked_float(name, value, range.clone())).collect()
+    }
+
+    pub(super) fn boolean(&self, name: &'static str) -> Result<Option<bool>, ConfigError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(other) => Err(self.wrong_type(name, other, "true or false")),
+        }
+    }
+
+    pub(super) fn string(&self, names: &[&'static str]) -> Result<Option<(&'static str, &'a str)>, ConfigError> {
+        match self.find(names) {
+            None => Ok(None),
+            Some((name, Value::String(s))) => Ok(Some((name, s))),
+            Some((name, other)) => Err(self.wrong_type(name, other, "a string")),
+        }
+    }
+
+    pub(super) fn list(&self, name: &'static str) -> Result<Option<&'a [Value]>, ConfigError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(other) => Err(self.wrong_type(name, other, "a list")),
+        }
+    }
+
+    pub(super) fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields { map, parent: Some(name) })),
+            Some(other) => Err(self.wrong_type(name, other, "an object")),
+        }
+    }
+
+    pub(super) fn keys(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(super) fn wrong_type(&self, name: &str, found: &Value, expected: impl Into<String>) -> ConfigError {
+        ConfigError::WrongType { field: self.path(name), found: kind(found).to_owned(), expected: expected.into() }
+    }
+
+    pub(super) fn out_of_range(
+        &self,
+        name: &str,
+        value: &(impl ToString + ?Sized),
+        expected: impl Into<String>,
+    ) -> ConfigError {
+        ConfigError::OutOfRange { field: self.path(name), value: value.to_string(), expected: expected.into() }
+    }
+
+    pub(super) fn unsupported(
+        &self,
+        name: &str,
+        value: &(impl ToString + ?Sized),
+        supported: impl Into<String>,
+    ) -> ConfigError {
+        // A value may be any text of the file: keep messages to one screen.
+        let value: String = value.to_string().chars().take(120).collect();
+        ConfigError::Unsupported { field: self.path(name), value, supported: supported.into() }
+    }
+}
+
+fn whole_number(x: f64) -> Option<u64> {
+    // 2^53: whole numbers above it are not exact in a double.
+    (x.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&x)).then_some(x as u64)
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,26 @@
+//! The CUDA backend: compiles a [`Program`](mserve_planner::model::Program) once into launches at fixed addresses, then
+//! replays them. Built without a CUDA toolkit: libraries are found and opened while running, kernels are compiled for
+//! the card at hand and kept on disk.
+//!
+//! All `unsafe` of the workspace lives here, next to the call that needs it, with the reason why it holds.
+#![allow(unsafe_code)]
+
+mod arena;
+mod buckets;
+mod budget;
+mod compile;
+mod cubin_cache;
+mod device;
+mod error;
+mod gemm;
+mod gemm_tuning;
+mod graph;
+mod libraries;
+mod library_search;
+mod memory;
+mod module;
+#[cfg(test)]
+mod testing;
+
+pub use error::{CudaError, MemoryTerm};
+pub use libraries::{Library, LibraryReport, Missing, report};

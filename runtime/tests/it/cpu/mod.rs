@@ -1,0 +1,6 @@
+//! The CPU backend on whole models.
+
+mod batching;
+mod demo_model;
+mod goldens;
+mod steps;

@@ -1,0 +1,155 @@
+//! Why a worker ended, in words, and whether starting it again can help.
+
+use mserve_runtime::worker::FailureKind;
+use nix::sys::signal::Signal;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// All that is known about the end of a process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExitEvidence {
+    pub status: ExitStatus,
+    /// The worker's own last word, if it had one.
+    pub reported: Option<(FailureKind, String)>,
+    /// Why the supervisor killed it, if it did.
+    pub killed_because: Option<String>,
+    /// The kernel's out-of-memory killer has struck since the process was started.
+    pub oom_kill_seen: bool,
+    /// Last line of its log, for ends that say nothing themselves.
+    pub last_log_line: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitCause {
+    /// One line for people.
+    pub text: String,
+    /// Set for ends that a new process would meet again: configuration (exit 2) and memory (exit 3).
+    pub permanent: Option<FailureKind>,
+}
+
+impl ExitEvidence {
+    pub fn cause(&self) -> ExitCause {
+        if let Some(why) = &self.killed_because {
+            return ExitCause { text: format!("killed by the supervisor: {why}"), permanent: None };
+        }
+        let by_code = self.status.code().and_then(kind_of_code);
+        let kind = self.reported.as_ref().map(|(kind, _)| *kind).or(by_code);
+        let permanent = kind.filter(|kind| matches!(kind, FailureKind::Config | FailureKind::DoesNotFit));
+        let text = match &self.reported {
+            Some((kind, message)) => format!("{}: {message}", name_of(*kind)),
+            None => self.describe_status(by_code),
+        };
+        ExitCause { text, permanent }
+    }
+
+    fn describe_status(&self, kind: Option<FailureKind>) -> String {
+        let (what, telling) = match (self.status.signal(), self.status.code()) {
+            (Some(libc_sigkill), _) if libc_sigkill == Signal::SIGKILL as i32 && self.oom_kill_seen => {
+                ("out of memory: killed by the kernel (SIGKILL)".to_owned(), true)
+            }
+            (Some(signal), _) => (format!("killed by {}", signal_name(signal)), false),
+            (None, Some(0)) => ("ended by itself with exit code 0".to_owned(), false),
+            (None, Some(code)) => match kind {
+                Some(kind) => (format!("{} (exit code {code})", name_of(kind)), false),
+                None => (format!("ended with exit code {code}"), false),
+            },
+            (None, None) => (format!("ended: {}", self.status), false),
+        };
+        match &self.last_log_line {
+            Some(line) if !telling && !line.is_empty() => format!("{what}; its last words: {line}"),
+            _ => what,
+        }
+    }
+}
+
+fn kind_of_code(code: i32) -> Option<FailureKind> {
+    [FailureKind::Config, FailureKind::DoesNotFit, FailureKind::Device]
+        .into_iter()
+        .find(|kind| i32::from(kind.exit_code()) == code)
+}
+
+fn name_of(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Config => "configuration",
+        FailureKind::DoesNotFit => "does not fit in memory",
+        FailureKind::Device => "device failure",
+        FailureKind::Internal => "internal error",
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+/// Processes that the kernel has killed for want of memory since boot (all of them, or our control group's).
+pub(super) fn oom_kills() -> u64 {
+    let in_cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.events").ok();
+    let of_host = || std::fs::read_to_string("/proc/vmstat").ok();
+    in_cgroup.or_else(of_host).and_then(|text| counter(&text, "oom_kill")).unwrap_or(0)
+}
+
+fn counter(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(raw: i32) -> ExitEvidence {
+        ExitEvidence {
+            status: ExitStatus::from_raw(raw),
+            reported: None,
+            killed_because: None,
+            oom_kill_seen: false,
+            last_log_line: None,
+        }
+    }
+
+    const fn exited(code: i32) -> i32 {
+        code << 8
+    }
+
+    #[test]
+    fn names_the_cause() {
+        let table = [
+            (evidence(9), "killed by SIGKILL", None),
+            (
+                ExitEvidence { oom_kill_seen: true, ..evidence(9) },
+                "out of memory: killed by the kernel (SIGKILL)",
+                None,
+            ),
+            (ExitEvidence { oom_kill_seen: true, ..evidence(11) }, "killed by SIGSEGV", None),
+            (evidence(exited(0)), "ended by itself with exit code 0", None),
+            (evidence(exited(1)), "ended with exit code 1", None),
+            (evidence(exited(2)), "configuration (exit code 2)", Some(FailureKind::Config)),
+            (evidence(exited(3)), "does not fit in memory (exit code 3)", Some(FailureKind::DoesNotFit)),
+            (evidence(exited(4)), "device failure (exit code 4)", None),
+            (
+                ExitEvidence { last_log_line: Some("panicked at x".into()), ..evidence(exited(101)) },
+                "ended with exit code 101; its last words: panicked at x",
+                None,
+            ),
+            (
+                ExitEvidence { reported: Some((FailureKind::Config, "no config.json".into())), ..evidence(exited(2)) },
+                "configuration: no config.json",
+                Some(FailureKind::Config),
+            ),
+            (
+                ExitEvidence { killed_because: Some("no answer".into()), ..evidence(9) },
+                "killed by the supervisor: no answer",
+                None,
+            ),
+        ];
+        for (evidence, text, permanent) in table {
+            assert_eq!(evidence.cause(), ExitCause { text: text.into(), permanent }, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn reads_the_kernel_counter_by_whole_name() {
+        let text = "oom 7\noom_kill 3\noom_group_kill 0\n";
+        assert_eq!(counter(text, "oom_kill"), Some(3));
+        assert_eq!(counter(text, "oom_k"), None);
+    }
+}
