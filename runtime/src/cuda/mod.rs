@@ -15,6 +15,7 @@ mod error;
 mod gemm;
 mod gemm_tuning;
 mod graph;
+pub mod kernels;
 mod libraries;
 mod library_search;
 mod memory;

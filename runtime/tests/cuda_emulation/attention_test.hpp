@@ -1,6 +1,20 @@
 // Paged attention, decode and prefill, against the plain sum.
 #pragma once
 #include "check.hpp"
+#define KEY_TILE 32
+#define HEAD_DIM 16
+namespace at16 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at16
+#undef HEAD_DIM
+#define HEAD_DIM 32
+namespace at32 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at32
+#undef HEAD_DIM
+#undef KEY_TILE
 #define HEAD_DIM 64
 #define KEY_TILE 64
 namespace at64 {
@@ -132,6 +146,10 @@ template <class F> void test_prefill(F kernel, int hd, int key_tile, std::vector
 }
 
 inline void test_attention() {
+  test_decode(at16::attn_decode, at16::attn_combine, 16, 2, 2, 2, {0, 0});
+  test_decode(at32::attn_decode, at32::attn_combine, 32, 2, 2, 3, {0, 0});
+  test_prefill(at16::attn_prefill, 16, 32, {50}, {3}, {0, 0});
+  test_prefill(at32::attn_prefill, 32, 32, {133}, {40}, {30, 0});
   test_decode(at64::attn_decode, at64::attn_combine, 64, 2, 7, 5, {0, 0});
   test_decode(at80::attn_decode, at80::attn_combine, 80, 2, 1, 3, {0, 0});
   test_decode(at96::attn_decode, at96::attn_combine, 96, 1, 8, 2, {70, 0});

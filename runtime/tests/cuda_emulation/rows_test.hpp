@@ -7,6 +7,11 @@ namespace rows {
 #include "gather.cu"
 #include "rms_norm.cu"
 }  // namespace rows
+namespace rope16 {
+#define HEAD_DIM 16
+#include "qk_norm_rope_kv_write.cu"
+#undef HEAD_DIM
+}  // namespace rope16
 namespace rope64 {
 #define HEAD_DIM 64
 #include "qk_norm_rope_kv_write.cu"
@@ -128,6 +133,7 @@ inline void test_rows() {
   test_norms();
   for (const bool norm : {false, true})
     for (const bool cached : {true, false}) {
+      test_rope(rope16::qk_norm_rope_kv_write, 16, 16, norm, cached);
       test_rope(rope64::qk_norm_rope_kv_write, 64, 64, norm, cached);
       test_rope(rope80::qk_norm_rope_kv_write, 80, 32, norm, cached);
       test_rope(rope96::qk_norm_rope_kv_write, 96, 96, norm, cached);

@@ -17,6 +17,7 @@
 #define QUERY_TAIL (HEAD_DIM % 32 == 16)   // and one of 8 bytes
 #define VALUE_WORDS (HEAD_DIM / 64)
 #define VALUE_TAIL ((HEAD_DIM % 64) / 8)   // elements a lane takes of what 64 does not divide: 0, 2 or 4
+#define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)  // arrays of a head_dim that has none
 #define TILE_MIN_PER_SPLIT WARPS
 #define MASKED -1e30f
 
@@ -47,13 +48,13 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   const int t0 = tile0 + split * per, t1 = min(tiles, t0 + per);
 
   const bf16* query = q + (u64)b * q_stride + (u64)(head0 + row) * HEAD_DIM;
-  u32x4 qa[QUERY_WORDS];
+  u32x4 qa[AT_LEAST_ONE(QUERY_WORDS)];
   u32x2 qt = {{0, 0}};
 #pragma unroll
   for (int j = 0; j < QUERY_WORDS; j++) qa[j] = row < group ? load_stream(query + c4 * 8 + 32 * j) : u32x4{{0, 0, 0, 0}};
   if (QUERY_TAIL && row < group) qt = load_stream8(query + 32 * QUERY_WORDS + c4 * 4);
 
-  float o[VALUE_WORDS][8][2], ot[VALUE_TAIL ? VALUE_TAIL : 1][2];
+  float o[AT_LEAST_ONE(VALUE_WORDS)][8][2], ot[AT_LEAST_ONE(VALUE_TAIL)][2];
 #pragma unroll
   for (int x = 0; x < VALUE_WORDS; x++)
 #pragma unroll
@@ -69,7 +70,7 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
       blocks = tt < t1 ? block_table[(u64)b * max_blocks + tt] : 0;
     }
     const u64 base = ((u64)__shfl_sync(FULL_WARP, blocks, it & 31) * kv_heads + h) * (16 * HEAD_DIM);
-    u32x4 k[2][QUERY_WORDS], v[VALUE_WORDS][4];
+    u32x4 k[2][AT_LEAST_ONE(QUERY_WORDS)], v[AT_LEAST_ONE(VALUE_WORDS)][4];
     u32x2 kt[2], vt[4];
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -211,3 +212,4 @@ attn_combine(const float* __restrict__ partial, const float2* __restrict__ stati
 #undef VALUE_TAIL
 #undef TILE_MIN_PER_SPLIT
 #undef MASKED
+#undef AT_LEAST_ONE
