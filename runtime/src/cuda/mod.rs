@@ -18,10 +18,11 @@ mod gemm;
 mod gemm_tuning;
 mod graph;
 mod kernel_set;
-mod kernels;
+pub mod kernels;
 mod libraries;
 mod library_search;
 mod linear;
+mod load;
 mod memory;
 mod metadata;
 mod module;
@@ -31,6 +32,7 @@ mod random_weights;
 #[cfg(test)]
 mod testing;
 mod token_state;
+mod step_slots;
 mod upload;
 mod weights;
 
