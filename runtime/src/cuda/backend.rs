@@ -386,16 +386,24 @@ impl CudaBackend {
         let (device, surfaces) = (&self.model.executor.device, &self.model.executor.surfaces);
         let host = &mut self.slots[slot].block_tables;
         copy_words(host.as_mut_slice(), &self.block_tables);
-        // SAFETY: plain data, all of which may be zero.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-        copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-        copy.srcHost = host.as_slice().as_ptr().cast();
-        copy.srcPitch = width * 4;
-        copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-        copy.dstDevice = surfaces.block_tables;
-        copy.dstPitch = surfaces.max_blocks as usize * 4;
-        copy.WidthInBytes = width * 4;
-        copy.Height = batch.sequences.len();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            srcHost: host.as_slice().as_ptr().cast(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: width * 4,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: surfaces.block_tables,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: surfaces.max_blocks as usize * 4,
+            WidthInBytes: width * 4,
+            Height: batch.sequences.len(),
+        };
         // SAFETY: `check` holds: no more sequences than rows, no table longer than `max_blocks`; the slot's memory is not
         // written before its step was collected.
         let result = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, device.stream()) };
