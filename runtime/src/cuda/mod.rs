@@ -8,18 +8,18 @@
 mod arena;
 mod buckets;
 mod budget;
-mod compile;
+pub mod compile;
 mod cubin_cache;
-mod device;
+pub mod device;
 mod error;
 mod gemm;
 mod gemm_tuning;
-mod graph;
+pub mod graph;
 pub mod kernels;
-mod libraries;
+pub mod libraries;
 mod library_search;
-mod memory;
-mod module;
+pub mod memory;
+pub mod module;
 #[cfg(test)]
 mod testing;
 
