@@ -20,7 +20,7 @@ pub struct Card {
 }
 
 /// Most dynamic shared memory that any launch here asks for.
-const SHARED_BYTES: u32 = 128 << 10;
+const SHARED_BYTES: u32 = 200 << 10;
 
 impl Card {
     pub fn open() -> Result<Self, Failure> {
@@ -38,7 +38,7 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let shared = if *entry == "attn_prefill" { SHARED_BYTES } else { 0 };
+                    let shared = if entry.starts_with("attn_prefill") { SHARED_BYTES } else { 0 };
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }
             }

@@ -41,7 +41,9 @@ fn norms(card: &Card) -> Outcome {
 
 fn rope(card: &Card) -> Outcome {
     let mut random = Random::new(2);
-    for (head_dim, heads, kv_heads, norm) in [(128, 32, 8, false), (64, 14, 2, false), (128, 16, 8, true), (80, 4, 4, true)] {
+    for (head_dim, heads, kv_heads, norm) in
+        [(128, 32, 8, false), (64, 14, 2, false), (128, 16, 8, true), (80, 4, 4, true)]
+    {
         let (tokens, blocks, half) = (37, 8, head_dim / 2);
         let all = heads + 2 * kv_heads;
         let qkv = random.bf16s(tokens * all * head_dim, 1.0);

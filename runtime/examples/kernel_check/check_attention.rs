@@ -113,7 +113,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
     let q = random.bf16s(lengths.len() * stride, 2.0);
     let q_on = card.upload(&q)?;
     let sequences = lengths.len() as u32;
-    for splits in [1, 7, 48] {
+    let tickets = card.upload(&vec![0_i32; lengths.len() * case.kv_heads * 2])?;
+    for (splits, together) in [(1, false), (7, false), (48, false), (7, true), (48, true)] {
         let out = card.poisoned(lengths.len() * heads * case.head_dim * 2)?;
         let partial = card.poisoned(lengths.len() * heads * splits * case.head_dim * 4)?;
         let statistic = card.poisoned(lengths.len() * heads * splits * 8)?;
@@ -136,8 +137,16 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             int(case.window),
         ];
         let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
-        card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
-        if splits > 1 {
+        if together {
+            // Twice: the tickets must be zero again after the first.
+            for _ in 0..2 {
+                let args = [&args[..], &[pointer(&tickets)]].concat();
+                card.run("attn_decode_combine", case.head_dim as u32, geometry, &args)?;
+            }
+        } else {
+            card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
+        }
+        if splits > 1 && !together {
             let args = [
                 pointer(&partial),
                 pointer(&statistic),
@@ -158,7 +167,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
                 });
             }
         }
-        let what = format!("decode head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
+        let what =
+            format!("decode head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
         close(&what, &card.bf16s(&out, want.len())?, &want, BF16_BOUND)?;
     }
     Ok(())
@@ -200,12 +210,7 @@ fn prefill(card: &Card, case: &Case) -> Outcome {
     ];
     let tiles = kernels::prefill_tiles(rows[1..].iter().map(|&n| n as u32)) + 2;
     let capability = card.device.compute_capability;
-    let geometry = kernels::attn_prefill(tiles, heads as u32, case.head_dim as u32, capability);
-    card.run("attn_prefill", case.head_dim as u32, geometry, &args)?;
-    let got = card.bf16s(&out, total * heads * case.head_dim)?;
-    if !got[..heads * case.head_dim].iter().all(|v| v.is_nan()) {
-        return Err("prefill wrote the row of a decode sequence".into());
-    }
+    let plain = ("attn_prefill", kernels::attn_prefill(tiles, heads as u32, case.head_dim as u32, capability));
     let mut want = vec![];
     for s in 1..rows.len() {
         for row in start[s] as usize..start[s + 1] as usize {
@@ -216,6 +221,15 @@ fn prefill(card: &Card, case: &Case) -> Outcome {
             }
         }
     }
-    let what = format!("prefill head_dim {} group {} window {}", case.head_dim, case.group, case.window);
-    close(&what, &got[heads * case.head_dim..], &want, BF16_BOUND)
+    for (entry, geometry) in [plain, kernels::prefill(tiles, heads as u32, case.head_dim as u32, capability)] {
+        out.fill(0xff)?;
+        card.run(entry, case.head_dim as u32, geometry, &args)?;
+        let got = card.bf16s(&out, total * heads * case.head_dim)?;
+        if !got[..heads * case.head_dim].iter().all(|v| v.is_nan()) {
+            return Err("prefill wrote the row of a decode sequence".into());
+        }
+        let what = format!("{entry} head_dim {} group {} window {}", case.head_dim, case.group, case.window);
+        close(&what, &got[heads * case.head_dim..], &want, BF16_BOUND)?;
+    }
+    Ok(())
 }

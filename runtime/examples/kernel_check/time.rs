@@ -20,15 +20,7 @@ pub struct Shape {
 }
 
 pub const SHAPES: [Shape; 2] = [
-    Shape {
-        name: "8B",
-        hidden: 4096,
-        heads: 32,
-        kv_heads: 8,
-        head_dim: 128,
-        intermediate: 14_336,
-        vocab: 128_256,
-    },
+    Shape { name: "8B", hidden: 4096, heads: 32, kv_heads: 8, head_dim: 128, intermediate: 14_336, vocab: 128_256 },
     Shape { name: "0.5B", hidden: 896, heads: 14, kv_heads: 2, head_dim: 64, intermediate: 4864, vocab: 151_936 },
 ];
 
@@ -50,7 +42,8 @@ pub fn rows(card: &Card) -> Outcome {
             let (h, bytes) = (shape.hidden, rows * shape.hidden * 2);
             let geometry = kernels::rms_norm(rows as u32, h as u32).ok_or("too wide")?;
             let us = card.time(ROUNDS, |i| {
-                let args = [at(2 * i, bytes), pointer(&pool), at(2 * i + 1, bytes), int(h), Arg::Float(1e-5), Arg::Float(0.0)];
+                let args =
+                    [at(2 * i, bytes), pointer(&pool), at(2 * i + 1, bytes), int(h), Arg::Float(1e-5), Arg::Float(0.0)];
                 card.run("rms_norm", 0, geometry, &args)
             })?;
             line(&format!("{} rms_norm rows {rows}", shape.name), us, 2.0 * bytes as f64);

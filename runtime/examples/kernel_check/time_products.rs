@@ -52,8 +52,17 @@ fn one(card: &Card, [weights, x, y]: [&DeviceMemory; 3], model: &str, p: &Produc
             let geometry = Geometry { overlap, ..kernels::product(&kernel, n as u32) };
             let us = card.time(copies, |i| {
                 let at = pointer_at(weights, i * bytes);
-                let args =
-                    [at, pointer(x), NULL, NULL, pointer(y), int(rows), int(n), int(p.k), int(usize::from(p.name == "head"))];
+                let args = [
+                    at,
+                    pointer(x),
+                    NULL,
+                    NULL,
+                    pointer(y),
+                    int(rows),
+                    int(n),
+                    int(p.k),
+                    int(usize::from(p.name == "head")),
+                ];
                 card.run(kernel.entry, 0, geometry, &args)
             })?;
             figures.push((us, format!("{}{}", kernel.entry, if overlap { "" } else { " alone" })));
