@@ -33,10 +33,14 @@ fn main() {
         section("demo", || demo_model(Path::new(dir)));
     }
     if asked("qwen") {
-        section("Qwen2.5-0.5B shape", || speed(&qwen_0_5b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)]));
+        section("Qwen2.5-0.5B shape", || {
+            speed(&qwen_0_5b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)])
+        });
     }
     if asked("llama") {
-        section("Llama-3.1-8B shape", || speed(&llama_8b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)]));
+        section("Llama-3.1-8B shape", || {
+            speed(&llama_8b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)])
+        });
     }
 }
 
@@ -237,8 +241,16 @@ fn parity(spec: &ModelSpec) -> Outcome {
     println!("{}", cuda.info().device);
     let texts = prompts(&[5, 130, 64, 300], spec.vocab_size);
     // Whole prompts and chunks, decodes beside chunks, then decodes alone (3 of 4 sequences: a padded bucket).
-    let schedule: [[usize; 4]; 8] =
-        [[5, 130, 0, 0], [1, 1, 60, 0], [1, 1, 4, 200], [1, 1, 1, 100], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]];
+    let schedule: [[usize; 4]; 8] = [
+        [5, 130, 0, 0],
+        [1, 1, 60, 0],
+        [1, 1, 4, 200],
+        [1, 1, 1, 100],
+        [1, 1, 1, 1],
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+        [0, 0, 0, 1],
+    ];
     let mut on_cpu = Runner::new(&mut cpu, &texts, 64, Some(20));
     let mut on_cuda = Runner::new(&mut cuda, &texts, 64, Some(20));
     let (mut worst, mut ids, mut same, mut sum, mut count) = (0_f32, 0, 0, 0_f64, 0_u32);
@@ -273,7 +285,8 @@ fn parity(spec: &ModelSpec) -> Outcome {
 fn batch_equals_single(spec: &ModelSpec, weights: &RandomWeights) -> Outcome {
     let texts = prompts(&[33, 7, 150], spec.vocab_size);
     let run = |texts: &[Vec<u32>], graphs: GraphCapture| -> Result<Vec<Vec<u32>>, Box<dyn std::error::Error>> {
-        let mut backend = CudaBackend::load(spec, &WeightOrigin::Source(weights), &options(2048, graphs), &mut |_, _| {})?;
+        let mut backend =
+            CudaBackend::load(spec, &WeightOrigin::Source(weights), &options(2048, graphs), &mut |_, _| {})?;
         Runner::new(&mut backend, texts, 64, None).generate(20)
     };
     let together = run(&texts, GraphCapture::WhenNeeded)?;
@@ -314,14 +327,20 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Outcome {
-    let options = CudaOptions { max_model_len: Some(8192), tuning_budget: Duration::from_secs(4), ..CudaOptions::default() };
+    let options =
+        CudaOptions { max_model_len: Some(8192), tuning_budget: Duration::from_secs(4), ..CudaOptions::default() };
     let begin = Instant::now();
     let mut backend = CudaBackend::load(spec, &WeightOrigin::Random { seed: 1 }, &options, &mut |_, _| {})?;
     println!("loaded in {:.0} ms: {:?}", begin.elapsed().as_secs_f64() * 1e3, backend.timings());
     println!("products (remembered, measured, own, left): {:?}", backend.tuned_products());
     let planned: u64 = backend.planned_memory().iter().map(|t| t.bytes).sum();
     println!("planned {:?}", backend.planned_memory().iter().map(|t| (t.name, t.bytes >> 20)).collect::<Vec<_>>());
-    println!("planned {} MiB, in use {} MiB, {} blocks", planned >> 20, backend.used_bytes()? >> 20, backend.info().num_blocks);
+    println!(
+        "planned {} MiB, in use {} MiB, {} blocks",
+        planned >> 20,
+        backend.used_bytes()? >> 20,
+        backend.info().num_blocks
+    );
     for &(count, len) in prefills {
         let texts = prompts(&vec![len; count], spec.vocab_size);
         let mut times = Vec::new();
@@ -332,7 +351,10 @@ fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Ou
             times.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         let (first, ms) = (times[0], median(times[1..].to_vec()));
-        println!("prefill {count} x {len}: {ms:.2} ms ({:.0} tok/s), first {first:.1} ms", (count * len) as f64 / ms * 1e3);
+        println!(
+            "prefill {count} x {len}: {ms:.2} ms ({:.0} tok/s), first {first:.1} ms",
+            (count * len) as f64 / ms * 1e3
+        );
     }
     let most = batches.iter().copied().max().unwrap_or(1);
     let texts = prompts(&vec![1024; most], spec.vocab_size);
@@ -361,7 +383,11 @@ fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Ou
 }
 
 /// Milliseconds of a step when the next is submitted before the tokens of this one are known.
-fn pipelined(runner: &mut Runner<'_, CudaBackend>, lens: &[usize], steps: usize) -> Result<f64, Box<dyn std::error::Error>> {
+fn pipelined(
+    runner: &mut Runner<'_, CudaBackend>,
+    lens: &[usize],
+    steps: usize,
+) -> Result<f64, Box<dyn std::error::Error>> {
     let first = runner.batch(lens, false);
     runner.backend.submit(&first)?;
     runner.sequences.iter_mut().zip(lens).for_each(|(s, len)| s.computed += len);
@@ -378,7 +404,9 @@ fn pipelined(runner: &mut Runner<'_, CudaBackend>, lens: &[usize], steps: usize)
         }
     }
     let ms = begin.elapsed().as_secs_f64() * 1e3 / steps as f64;
-    for ((sequence, _), output) in runner.sequences.iter_mut().zip(lens).filter(|(_, l)| **l > 0).zip(runner.backend.collect()?) {
+    for ((sequence, _), output) in
+        runner.sequences.iter_mut().zip(lens).filter(|(_, l)| **l > 0).zip(runner.backend.collect()?)
+    {
         if let RowOutput::Token(token) = output {
             sequence.tokens.push(token.token_id);
         }

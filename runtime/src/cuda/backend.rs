@@ -20,7 +20,9 @@ use std::collections::{HashMap, VecDeque};
 pub enum WeightOrigin<'a> {
     Source(&'a dyn TensorSource),
     /// Made on the card, for measuring speed.
-    Random { seed: u64 },
+    Random {
+        seed: u64,
+    },
 }
 
 impl std::fmt::Debug for WeightOrigin<'_> {

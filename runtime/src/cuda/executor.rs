@@ -33,6 +33,8 @@ pub struct Surfaces {
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
+    /// Counters by which its last block knows that it is the last: zero between launches.
+    pub tickets: DevicePointer,
     /// Longest sequence: bounds how far a context is split.
     pub max_model_len: u32,
     /// Cosine and sine tables of each rope.
@@ -159,12 +161,8 @@ impl Executor {
                     kernel.launch(&kernels::gated_act(step.rows(*rows) as u32, *width), &args)
                 }
                 DeviceOp::GatherLast { x, out, width } => {
-                    let args = [
-                        Arg::Pointer(*x),
-                        Arg::Pointer(step.output_rows),
-                        Arg::Pointer(*out),
-                        Arg::Int(*width as i32),
-                    ];
+                    let args =
+                        [Arg::Pointer(*x), Arg::Pointer(step.output_rows), Arg::Pointer(*out), Arg::Int(*width as i32)];
                     self.kernels.gather_rows.launch(&kernels::gather(step.shape.outputs as u32, *width), &args)
                 }
                 DeviceOp::Linear(_) => Ok(()),
@@ -226,7 +224,7 @@ impl Executor {
         let (max_blocks, decodes) = (self.surfaces.max_blocks as i32, step.shape.decodes as u32);
         let tail = [Arg::Float(*scale), Arg::Float(*softcap), Arg::Int(*window as i32)];
         if decodes > 0 {
-            let splits = kernels::splits(decodes, heads.kv_heads, self.surfaces.max_model_len);
+            let splits = kernels::splits(decodes, heads.kv_heads, heads.head_dim, self.surfaces.max_model_len);
             let mut args = vec![
                 Arg::Pointer(*qkv),
                 Arg::Int(q_stride),
@@ -242,21 +240,10 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
+            args.push(Arg::Pointer(self.surfaces.tickets));
             let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
             // SAFETY: passed on from the caller.
             unsafe { attention.decode.launch(&geometry, &args)? };
-            if splits > 1 {
-                let args = [
-                    Arg::Pointer(self.surfaces.partial),
-                    Arg::Pointer(self.surfaces.statistic),
-                    Arg::Pointer(step.context_len),
-                    Arg::Pointer(*out),
-                    Arg::Int(splits as i32),
-                    Arg::Int(*window as i32),
-                ];
-                // SAFETY: as above.
-                unsafe { attention.combine.launch(&kernels::attn_combine(decodes, heads.heads), &args)? };
-            }
         }
         if step.prefill.tiles > 0 {
             let mut args = vec![
@@ -275,7 +262,7 @@ impl Executor {
             ];
             args.extend(tail);
             let capability = self.device.compute_capability;
-            let geometry = kernels::attn_prefill(step.prefill.tiles, heads.heads, heads.head_dim, capability);
+            let (_, geometry) = kernels::prefill(step.prefill.tiles, heads.heads, heads.head_dim, capability);
             // SAFETY: as above.
             unsafe { attention.prefill.launch(&geometry, &args)? };
         }
@@ -311,8 +298,7 @@ impl Executor {
     pub unsafe fn reset_token_state(&self, slot: u32, lists: [(DevicePointer, usize); 3]) -> Result<(), CudaError> {
         let s = &self.surfaces;
         let state = s.token_state + u64::from(slot) * u64::from(s.token_state_stride) * 2;
-        let mut args =
-            vec![Arg::Pointer(state), Arg::Int(s.vocab_size as i32), Arg::Int(s.token_state_stride as i32)];
+        let mut args = vec![Arg::Pointer(state), Arg::Int(s.vocab_size as i32), Arg::Int(s.token_state_stride as i32)];
         for (list, count) in lists {
             args.extend([Arg::Pointer(list), Arg::Int(count as i32)]);
         }
@@ -329,17 +315,27 @@ fn no_kernels(heads: &HeadSizes) -> CudaError {
     CudaError::Unsupported { op: "Attention", what: format!("head_dim {}", heads.head_dim) }
 }
 
-/// Floats of scratch that the decode attention needs over all batch sizes: (partial, statistic).
-pub fn attention_scratch(layers: &[HeadSizes], buckets: &[usize], max_model_len: u32) -> (u64, u64) {
-    let (mut partial, mut statistic) = (0, 0);
-    for heads in layers {
-        for sequences in 1..=buckets.last().copied().unwrap_or(1) {
-            let splits = kernels::splits(sequences as u32, heads.kv_heads, max_model_len);
-            let rows = sequences as u64 * u64::from(heads.heads) * u64::from(splits);
-            partial = partial.max(rows * u64::from(heads.head_dim));
-            statistic = statistic.max(rows * 2);
-        }
-    }
-    (partial, statistic)
+/// Elements of the decode attention's scratch arrays over all batch sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttentionScratch {
+    pub partial: u64,
+    pub statistic: u64,
+    pub tickets: u64,
 }
 
+impl AttentionScratch {
+    pub fn new(layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
+        let mut most = Self::default();
+        for heads in layers {
+            for sequences in 1..=max_num_seqs as u32 {
+                let splits = kernels::splits(sequences, heads.kv_heads, heads.head_dim, max_model_len);
+                let rows = u64::from(sequences) * u64::from(heads.heads) * u64::from(splits);
+                let grid = kernels::attn_decode(sequences, heads.heads, heads.kv_heads, splits).grid;
+                most.partial = most.partial.max(rows * u64::from(heads.head_dim));
+                most.statistic = most.statistic.max(rows * 2);
+                most.tickets = most.tickets.max(u64::from(sequences) * u64::from(grid[1]));
+            }
+        }
+        most
+    }
+}

@@ -129,7 +129,16 @@ impl Blas {
         let result = unsafe {
             let (d, to) = (&description, found.as_mut_ptr());
             sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle, d.desc, d.a, d.b, d.d, d.d, preference.0, want as i32, to, &raw mut count,
+                self.handle,
+                d.desc,
+                d.a,
+                d.b,
+                d.d,
+                d.d,
+                preference.0,
+                want as i32,
+                to,
+                &raw mut count,
             )
         };
         result.result().map_err(|e| fail(&e))?;
@@ -156,7 +165,14 @@ impl Blas {
         let result = unsafe {
             let d = &description;
             sys::cublasLtMatmulAlgoCheck(
-                self.handle, d.desc, d.a, d.b, d.d, d.d, &raw const algorithm, &raw mut checked,
+                self.handle,
+                d.desc,
+                d.a,
+                d.b,
+                d.d,
+                d.d,
+                &raw const algorithm,
+                &raw mut checked,
             )
         };
         let fits = result.result().and_then(|()| match checked.workspaceSize as u64 <= WORKSPACE_BYTES {
@@ -219,10 +235,8 @@ impl Description {
         let out = if shape.f32_out { sys::cudaDataType_t::CUDA_R_32F } else { bf16 };
         let none = std::ptr::null_mut();
         let mut made = Self { desc: std::ptr::null_mut(), a: none, b: none, d: none };
-        made.desc = lt::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        )?;
+        made.desc =
+            lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F)?;
         made.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32.to_ne_bytes())?;
         if shape.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32;

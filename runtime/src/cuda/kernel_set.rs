@@ -3,7 +3,7 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Products};
+use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Products, Variants};
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
@@ -30,7 +30,6 @@ pub struct KernelSet {
 pub struct AttentionKernels {
     pub rope: Kernel,
     pub decode: Kernel,
-    pub combine: Kernel,
     pub prefill: Kernel,
 }
 
@@ -50,10 +49,16 @@ impl Cubins {
         if let Some(other) = head_dims.iter().find(|d| !HEAD_DIMS.contains(d)) {
             return Err(CudaError::Unsupported { op: "Attention", what: format!("head_dim {other}") });
         }
+        let hopper = device.compute_capability.0 == 9;
         let variants = |file: &'static KernelFile| -> Vec<(&'static KernelFile, Option<u32>)> {
-            match file.per_head_dim {
-                true => head_dims.iter().map(|&d| (file, Some(d))).collect(),
-                false => vec![(file, None)],
+            let fits = |d: &u32| match file.variants {
+                Variants::Once => false,
+                Variants::HeadDims => true,
+                Variants::HopperHeadDims(listed) => hopper && listed.contains(d),
+            };
+            match file.variants {
+                Variants::Once => vec![(file, None)],
+                _ => head_dims.iter().copied().filter(fits).map(|d| (file, Some(d))).collect(),
             }
         };
         let wanted: Vec<(&KernelFile, Option<u32>)> = FILES.iter().flat_map(variants).collect();
@@ -70,24 +75,29 @@ impl KernelSet {
         for (key, cubin) in &cubins.0 {
             modules.insert(*key, Module::load(device, cubin)?);
         }
-        let get = |file: &'static str, head_dim: Option<u32>, entry: &str, shared_bytes: u32| match modules.get(&(file, head_dim)) {
+        let get = |file: &'static str, head_dim: Option<u32>, entry: &str, shared_bytes: u32| match modules
+            .get(&(file, head_dim))
+        {
             Some(module) => module.kernel(entry, shared_bytes),
             None => Err(CudaError::Unsupported { op: "kernel", what: format!("{file} for head_dim {head_dim:?}") }),
         };
         let mut by_head_dim = BTreeMap::new();
         for head_dim in modules.keys().filter_map(|(_, d)| *d) {
             let d = Some(head_dim);
-            let shared_bytes = kernels::attn_prefill(1, 1, head_dim, device.compute_capability).shared_bytes;
+            let (prefill, geometry) = kernels::prefill(1, 1, head_dim, device.compute_capability);
+            let shared_bytes = geometry.shared_bytes;
             if shared_bytes > device.shared_memory_per_block_bytes {
                 let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
                 return Err(CudaError::Unsupported { op: "Attention", what });
             }
-            by_head_dim.insert(head_dim, AttentionKernels {
-                rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                decode: get("attn_decode", d, "attn_decode", 0)?,
-                combine: get("attn_decode", d, "attn_combine", 0)?,
-                prefill: get("attn_prefill", d, "attn_prefill", shared_bytes)?,
-            });
+            by_head_dim.insert(
+                head_dim,
+                AttentionKernels {
+                    rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
+                    decode: get("attn_decode", d, "attn_decode_combine", 0)?,
+                    prefill: get(prefill, d, prefill, shared_bytes)?,
+                },
+            );
         }
         Ok(Self {
             embed: get("embed", None, "embed", 0)?,

@@ -6,7 +6,7 @@ use super::budget::{Demand, KvBudget, kv_budget};
 use super::cubin_cache::DiskCache;
 use super::device::Device;
 use super::error::MemoryTerm;
-use super::executor::{Executor, RopeTable, Surfaces, attention_scratch, operands};
+use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces, operands};
 use super::gemm::{GemmOperands, GemmShape, WORKSPACE_BYTES};
 use super::gemm_tuning::{Trial, TuningLimits, TuningReport, tune};
 use super::kernel_set::{Cubins, KernelSet};
@@ -132,6 +132,7 @@ struct SurfaceOffsets {
     token_state_stride: usize,
     partial: u64,
     statistic: u64,
+    tickets: u64,
     ropes: Vec<(u64, u64, u32)>,
     bytes: u64,
 }
@@ -139,7 +140,7 @@ struct SurfaceOffsets {
 impl SurfaceOffsets {
     fn new(sizes: &Sizes, layers: &[HeadSizes], rotary: &[u32]) -> Self {
         let mut ranges = Ranges::default();
-        let (partial, statistic) = attention_scratch(layers, &sizes.decode_buckets, sizes.max_model_len as u32);
+        let scratch = AttentionScratch::new(layers, sizes.max_num_seqs, sizes.max_model_len as u32);
         let token_state_stride = sizes.vocab_size.next_multiple_of(2);
         Self {
             metadata: ranges.take(sizes.metadata_words() as u64 * 4),
@@ -149,8 +150,9 @@ impl SurfaceOffsets {
             bias_values: ranges.take(MAX_BIAS_ENTRIES as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
-            partial: ranges.take(partial * 4),
-            statistic: ranges.take(statistic * 4),
+            partial: ranges.take(scratch.partial * 4),
+            statistic: ranges.take(scratch.statistic * 4),
+            tickets: ranges.take(scratch.tickets * 4),
             ropes: rotary
                 .iter()
                 .map(|&rotary| {
@@ -176,6 +178,7 @@ impl SurfaceOffsets {
             vocab_size: sizes.vocab_size as u32,
             partial: base + self.partial,
             statistic: base + self.statistic,
+            tickets: base + self.tickets,
             max_model_len: sizes.max_model_len as u32,
             ropes: ropes.collect(),
             layers,
@@ -224,11 +227,14 @@ pub fn load(
     clock.lap("device");
     let rotary: Vec<u32> = rotary_dims(&program, &draft);
     let offsets = SurfaceOffsets::new(&sizes, &draft.layers, &rotary);
-    let budget = budget(&device, before.free_bytes, options, &sizes, &draft, [
-        ("weights", layout.bytes),
-        ("activations", arena_plan.bytes),
-        ("step metadata and tables", offsets.bytes),
-    ])?;
+    let budget = budget(
+        &device,
+        before.free_bytes,
+        options,
+        &sizes,
+        &draft,
+        [("weights", layout.bytes), ("activations", arena_plan.bytes), ("step metadata and tables", offsets.bytes)],
+    )?;
     let cubin_cache = options.cache_dir.as_ref().map(|d| DiskCache::at(d.join("cubin")));
     let weights = DeviceMemory::new(&device, layout.bytes, "weights")?;
     let cubins = std::thread::scope(|scope| {
@@ -332,7 +338,8 @@ fn write_rope_tables(
         let Some(spec) = &program.attention(attention).rope else { continue };
         let rope = Rope::new(spec, sizes.max_model_len);
         let pairs = rope.row_len() / 2;
-        let (mut cos, mut sin) = (vec![0_u8; sizes.max_model_len * pairs * 4], vec![0_u8; sizes.max_model_len * pairs * 4]);
+        let (mut cos, mut sin) =
+            (vec![0_u8; sizes.max_model_len * pairs * 4], vec![0_u8; sizes.max_model_len * pairs * 4]);
         let rows = cos.par_chunks_mut(pairs * 4).zip(sin.par_chunks_mut(pairs * 4)).enumerate();
         rows.for_each_init(
             || vec![0.0_f32; 2 * pairs],

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_seven_launches_and_its_products_have_the_models_sizes() {
+    fn a_layer_is_nine_ops_and_its_products_have_the_models_sizes() {
         let plan = planned(&llama_program(2)).unwrap();
         assert_eq!(plan.ops.len(), 1 + 2 * 9 + 3);
         let sizes: Vec<(u32, u32, bool)> = plan

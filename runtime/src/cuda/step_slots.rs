@@ -97,7 +97,8 @@ impl StepSlot {
         let (int, float) = (|at: usize| i32::from_le_bytes(words[at]), |at: usize| f32::from_le_bytes(words[at]));
         let token = |(row, want): (usize, &WantedRow)| {
             let token_id = int(row) as u32;
-            let chosen = || TokenLogprob { token_id, logprob: float(logprobs_at + row), rank: int(ranks_at + row) as u32 };
+            let chosen =
+                || TokenLogprob { token_id, logprob: float(logprobs_at + row), rank: int(ranks_at + row) as u32 };
             let top = |i: usize| {
                 let at = row * TOP_LOGPROBS_MAX as usize + i;
                 let (id, rank) = (int(top_ids_at + at), i as u32 + 1);

@@ -58,9 +58,7 @@ impl TokenStateSlots {
         if owner.as_ref().is_some_and(taken) {
             return None;
         }
-        let goes_on = |o: &Owner| {
-            same(o) && o.next_step == row.step && listed.iter().all(|id| o.listed.contains(id))
-        };
+        let goes_on = |o: &Owner| same(o) && o.next_step == row.step && listed.iter().all(|id| o.listed.contains(id));
         let reset = !owner.as_ref().is_some_and(goes_on);
         let listed = match owner.take() {
             Some(owner) if !reset => owner.listed,

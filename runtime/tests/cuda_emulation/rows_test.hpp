@@ -91,7 +91,7 @@ template <class F> void test_rope(F kernel, int hd, int rotary, bool norm, bool 
   for (int t = 0; t < tokens; t++) positions[t] = integer_between(0, 99), slots[t] = t * 13 % (blocks * 16);
   slots[2] = -1;
   const float eps = 1e-6f;
-  emu::launch({(tokens * all + 7) / 8}, 256, 0, [&] {
+  emu::launch({(tokens * all + 15) / 16}, 128, 0, [&] {
     kernel(qkv.data(), positions.data(), slots.data(), cosine.data(), sine.data(), norm ? qw.data() : nullptr,
            norm ? kw.data() : nullptr, cached ? kc.data() : nullptr, cached ? vc.data() : nullptr, tokens, heads, kv, rotary, eps, 0.f);
   });
@@ -137,6 +137,7 @@ inline void test_rows() {
       test_rope(rope64::qk_norm_rope_kv_write, 64, 64, norm, cached);
       test_rope(rope80::qk_norm_rope_kv_write, 80, 32, norm, cached);
       test_rope(rope96::qk_norm_rope_kv_write, 96, 96, norm, cached);
+      test_rope(rope128::qk_norm_rope_kv_write, 128, 64, norm, cached);
       test_rope(rope128::qk_norm_rope_kv_write, 128, 128, norm, cached);
     }
   const int width = 328, n = 3;

@@ -6,8 +6,8 @@ use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
 
 /// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
 pub const NORM_WIDTH_MAX: u32 = 32_768;
-/// Blocks that the decode attention aims for: about 6 on each of 132 multiprocessors is more than enough to hide latency.
-const DECODE_BLOCKS: u32 = 396;
+/// Blocks of the decode attention that 132 multiprocessors hold at a time, by their registers: up to this head_dim.
+const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396), (128, 396)];
 /// More splits than this only make the combination longer.
 const SPLITS_MAX: u32 = 48;
 const WARP: u32 = 32;
@@ -36,22 +36,28 @@ pub fn rms_norm(rows: u32, width: u32) -> Option<Geometry> {
     (width <= NORM_WIDTH_MAX).then(|| plain([rows, 1, 1], row_threads(width.div_ceil(vectors_per_thread), 32, 1024)))
 }
 
-/// `qk_norm_rope_kv_write`: a warp for each head of each token.
+/// `qk_norm_rope_kv_write`: a warp for four heads.
 pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
-    plain([(tokens * (heads + 2 * kv_heads)).div_ceil(8), 1, 1], 256)
+    plain([(tokens * (heads + 2 * kv_heads)).div_ceil(16), 1, 1], 128)
 }
 
 /// `silu_mul` and its kin; `width` of the result.
 pub fn gated_act(rows: u32, width: u32) -> Geometry {
-    let threads = row_threads(width, 32, 256);
-    plain([width.div_ceil(8).div_ceil(threads), rows, 1], threads)
+    // Few rows: one vector a thread, for latency. Many: two, so that more bytes are under way.
+    let per_thread = if rows >= 64 { 2 } else { 1 };
+    let threads = row_threads(width.div_ceil(per_thread), 32, 256);
+    plain([width.div_ceil(8).div_ceil(threads * per_thread), rows, 1], threads)
 }
 
 /// Splits of the context in decode for a graph of `sequences`: enough blocks to fill the card. A sequence uses at most
 /// one for each 64 tokens, whatever this says. Scratch: `sequences * heads * splits` rows of `head_dim` and 2 f32.
-pub fn splits(sequences: u32, kv_heads: u32, max_model_len: u32) -> u32 {
+pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
     let most = max_model_len.div_ceil(64).clamp(1, SPLITS_MAX);
-    DECODE_BLOCKS.div_ceil((sequences * kv_heads).max(1)).clamp(1, most)
+    let pairs = (sequences * kv_heads).max(1);
+    let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
+    let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
+    wanted.clamp(1, most)
 }
 
 pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
@@ -72,6 +78,17 @@ pub fn prefill_tiles(query_lens: impl IntoIterator<Item = u32>) -> u32 {
 pub fn attn_prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> Geometry {
     let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
     Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+}
+
+/// The fastest prefill attention for a card and its launch; `tiles` from [`prefill_tiles`], more do no harm. Both kernels
+/// take the same arguments.
+pub fn prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> (&'static str, Geometry) {
+    if compute_capability.0 != 9 || !matches!(head_dim, 64 | 128) {
+        return ("attn_prefill", attn_prefill(tiles, heads, head_dim, compute_capability));
+    }
+    // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
+    let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
+    ("attn_prefill_wgmma", Geometry { shared_bytes, ..plain([heads, tiles, 1], 256) })
 }
 
 pub fn sample(rows: u32) -> Geometry {
@@ -154,11 +171,14 @@ mod tests {
 
     #[test]
     fn decode_fills_the_card_and_no_more() {
-        assert_eq!(splits(1, 8, 131_072), 48);
-        assert_eq!(splits(1, 8, 512), 8);
-        assert_eq!(splits(32, 8, 131_072), 2);
-        assert_eq!(splits(256, 8, 131_072), 1);
-        assert_eq!(splits(1, 2, 1), 1);
+        assert_eq!(splits(1, 8, 128, 131_072), 48);
+        assert_eq!(splits(1, 8, 128, 512), 8);
+        assert_eq!(splits(8, 8, 128, 131_072), 6);
+        assert_eq!(splits(32, 8, 128, 131_072), 1);
+        assert_eq!(splits(64, 8, 128, 131_072), 2);
+        assert_eq!(splits(256, 8, 128, 131_072), 1);
+        assert_eq!(splits(64, 2, 64, 131_072), 5);
+        assert_eq!(splits(1, 2, 64, 1), 1);
         assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
     }
 
@@ -167,6 +187,10 @@ mod tests {
         assert_eq!(prefill_tiles([1, 128, 129, 0]), 4);
         let hopper = attn_prefill(4, 32, 128, (9, 0));
         assert_eq!((hopper.grid, hopper.shared_bytes), ([32, 4, 1], 104_448));
+        let (entry, wgmma) = prefill(4, 32, 128, (9, 0));
+        assert_eq!((entry, wgmma.block, wgmma.shared_bytes), ("attn_prefill_wgmma", 256, 164_864));
+        assert_eq!(prefill(4, 32, 96, (9, 0)).0, "attn_prefill");
+        assert_eq!(prefill(4, 32, 128, (8, 0)), ("attn_prefill", attn_prefill(4, 32, 128, (8, 0))));
         assert!(attn_prefill(4, 32, 128, (8, 9)).shared_bytes <= 99 << 10);
     }
 
@@ -182,7 +206,7 @@ mod tests {
 
     #[test]
     fn grids_cover_their_work() {
-        assert_eq!(rope(3, 32, 8).grid, [18, 1, 1]);
+        assert_eq!(rope(3, 32, 8).grid, [9, 1, 1]);
         assert_eq!((gated_act(7, 14_336).grid, gated_act(7, 14_336).block), ([7, 7, 1], 256));
         assert_eq!(embed(5, 896).block, 128);
         assert_eq!(gather(2, 8).block, 32);

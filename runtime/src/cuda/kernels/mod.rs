@@ -11,8 +11,8 @@ mod sample_row;
 
 pub use super::module::Geometry;
 pub use geometry::{
-    Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope,
-    sample, splits, token_state_reset,
+    Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles, product,
+    rms_norm, rope, sample, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
 
@@ -27,6 +27,7 @@ pub const PREFILL_ROWS: u32 = 128;
 
 const PTX: &str = include_str!("ptx.cuh");
 const PRELUDE: &str = include_str!("prelude.cuh");
+const WGMMA: &str = include_str!("wgmma.cuh");
 
 /// A `.cu` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,46 +37,60 @@ pub struct KernelFile {
     body: &'static str,
     /// Its `extern "C"` kernels.
     pub entries: &'static [&'static str],
-    /// Compiled once for each head dimension of the model.
-    pub per_head_dim: bool,
+    pub variants: Variants,
+}
+
+/// How often a file is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variants {
+    Once,
+    /// For each head dimension of the model.
+    HeadDims,
+    /// For those of the model's head dimensions that are listed, and for Hopper only: its warpgroup products.
+    HopperHeadDims(&'static [u32]),
 }
 
 macro_rules! file {
-    ($name:literal, $per_head_dim:expr, [$($entry:literal),+ $(,)?]) => {
+    ($name:literal, $variants:expr, [$($entry:literal),+ $(,)?]) => {
         KernelFile {
             name: $name,
             body: include_str!(concat!($name, ".cu")),
             entries: &[$($entry),+],
-            per_head_dim: $per_head_dim,
+            variants: $variants,
         }
     };
 }
 
-pub const FILES: [KernelFile; 10] = [
-    file!("embed", false, ["embed"]),
-    file!("rms_norm", false, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
-    file!("qk_norm_rope_kv_write", true, ["qk_norm_rope_kv_write"]),
-    file!("attn_decode", true, ["attn_decode", "attn_combine"]),
-    file!("attn_prefill", true, ["attn_prefill"]),
-    file!("gated_act", false, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
-    file!("gather", false, ["gather_rows", "gather_last_rows"]),
-    file!("gemv", false, [
-        "gemv_r1_u4_s1",
-        "gemv_r2_u4_s1",
-        "gemv_r4_u2_s1",
-        "gemv_r1_u4_s4",
-        "gemv_r2_u4_s4",
-        "gemv_r1_u4_s2",
-        "skinny_t1_w4",
-        "skinny_t1_w8",
-        "skinny_t1_w16",
-        "skinny_t2_w8",
-        "skinny_t2_w16",
-        "skinny_silu_mul_w4",
-        "skinny_silu_mul_w8",
-    ]),
-    file!("sample", false, ["sample"]),
-    file!("token_state", false, ["token_state_reset"]),
+pub const FILES: [KernelFile; 11] = [
+    file!("embed", Variants::Once, ["embed"]),
+    file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
+    file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
+    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_combine", "attn_decode_combine"]),
+    file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
+    file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
+    file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
+    file!("gather", Variants::Once, ["gather_rows", "gather_last_rows"]),
+    file!(
+        "gemv",
+        Variants::Once,
+        [
+            "gemv_r1_u4_s1",
+            "gemv_r2_u4_s1",
+            "gemv_r4_u2_s1",
+            "gemv_r1_u4_s4",
+            "gemv_r2_u4_s4",
+            "gemv_r1_u4_s2",
+            "skinny_t1_w4",
+            "skinny_t1_w8",
+            "skinny_t1_w16",
+            "skinny_t2_w8",
+            "skinny_t2_w16",
+            "skinny_silu_mul_w4",
+            "skinny_silu_mul_w8",
+        ]
+    ),
+    file!("sample", Variants::Once, ["sample"]),
+    file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
 
 /// The file called `name`.
@@ -87,7 +102,8 @@ impl KernelFile {
     /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
-        let text = format!("{PTX}\n{PRELUDE}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
+        let wgmma = if matches!(self.variants, Variants::HopperHeadDims(_)) { WGMMA } else { "" };
+        let text = format!("{PTX}\n{PRELUDE}\n{wgmma}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
         let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
         if self.name == "attn_prefill" {
             options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability)));
@@ -99,7 +115,16 @@ impl KernelFile {
 /// All that a model with these head dimensions needs, in the order of [`FILES`].
 pub fn sources(head_dims: &[u32], compute_capability: (i32, i32)) -> Vec<KernelSource> {
     let variants = |file: &KernelFile| -> Vec<Option<u32>> {
-        if file.per_head_dim { head_dims.iter().copied().map(Some).collect() } else { vec![None] }
+        let of = |d: &u32| match file.variants {
+            Variants::Once => false,
+            Variants::HeadDims => true,
+            Variants::HopperHeadDims(listed) => compute_capability.0 == 9 && listed.contains(d),
+        };
+        if file.variants == Variants::Once {
+            vec![None]
+        } else {
+            head_dims.iter().copied().filter(of).map(Some).collect()
+        }
     };
     FILES.iter().flat_map(|f| variants(f).into_iter().map(|d| f.source(d, compute_capability))).collect()
 }
@@ -120,7 +145,8 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The two macros of gemv.cu hold a KERNEL line each that declares nothing by itself.
-            let declared = made("KERNEL") + made("GEMV(") + made("SKINNY(") - made("#define GEMV(") - made("#define SKINNY(");
+            let declared =
+                made("KERNEL") + made("GEMV(") + made("SKINNY(") - made("#define GEMV(") - made("#define SKINNY(");
             assert_eq!(declared, f.entries.len(), "{}", f.name);
             for entry in f.entries {
                 let macro_made = f.name == "gemv" && entry.starts_with("gemv_");
@@ -132,7 +158,9 @@ mod tests {
     #[test]
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
-        assert_eq!(all.len(), FILES.len() + 3);
+        assert_eq!(all.len(), FILES.len() + 4);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 2);
+        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
         assert!(!prefill.text.contains("#include"));

@@ -26,22 +26,28 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 // 16, 8 or 4 bytes that are read once: they do not displace what L1 holds. Coherent (no .nc): under programmatic
 // dependent launch the kernel before may still be writing when this one starts.
+#ifdef STREAM_NC
+#define STREAM_PATH ".nc"
+#else
+#define STREAM_PATH ""
+#endif
 DEVICE u32x4 load_stream(const void* p) {
   u32x4 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.r[0]), "=r"(v.r[1]), "=r"(v.r[2]), "=r"(v.r[3]) : "l"(p));
   return v;
 }
 DEVICE u32x2 load_stream8(const void* p) {
   u32x2 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p));
+  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p));
   return v;
 }
 DEVICE u32 load_stream4(const void* p) {
   u32 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
+#undef STREAM_PATH
 // 16 bytes of weights: never written while kernels run, so the read-only path and any time are right.
 DEVICE u32x4 load_weights(const void* p) {
   u32x4 v;
@@ -58,14 +64,14 @@ DEVICE float exp2_fast(float x) {
 
 // c += a b: a is 16x16 (row), b is 16x8 (column), bf16; c is 16x8 f32. Fragments as in the PTX ISA (mma.m16n8k16).
 DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // The same with rows 8..15 of a zero: c[2] and c[3] would stay zero and take no registers.
 DEVICE void mma_bf16_top(float (&c)[2], u32 a0, u32 a2, u32 b0, u32 b1) {
   [[maybe_unused]] float z2, z3;
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%6,%5,%6},{%7,%8},{%0,%1,%9,%9};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%6,%5,%6},{%7,%8},{%0,%1,%9,%9};"
       : "+f"(c[0]), "+f"(c[1]), "=f"(z2), "=f"(z3) : "r"(a0), "r"(a2), "r"(0), "r"(b0), "r"(b1), "f"(0.f));
 }
 

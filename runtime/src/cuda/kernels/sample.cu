@@ -73,12 +73,20 @@ struct Logits {
         if (bias_tokens[i] == id) x = tame(x + bias_values[i]);
     return x;
   }
-  // f(id, raw, adjusted) for four neighbours at a time, over the whole block.
+  // f(id, raw, adjusted) for four neighbours at a time, over the whole block. Four loads are under way at once.
   template <class F> DEVICE void each(F f) const {
-    for (int base = threadIdx.x * 4; base < vocab; base += THREADS * 4) each4(base, f);
+    int base = threadIdx.x * 4;
+    for (; base + THREADS * 12 < vocab; base += THREADS * 16) {
+      float4 v[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) v[i] = *(const float4*)(row + base + i * THREADS * 4);
+#pragma unroll
+      for (int i = 0; i < 4; i++) give4(v[i], base + i * THREADS * 4, f);
+    }
+    for (; base < vocab; base += THREADS * 4) each4(base, f);
   }
-  template <class F> DEVICE void each4(int base, F& f) const {
-    const float4 v = *(const float4*)(row + base);
+  template <class F> DEVICE void each4(int base, F& f) const { give4(*(const float4*)(row + base), base, f); }
+  template <class F> DEVICE void give4(const float4& v, int base, F& f) const {
     const float four[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int i = 0; i < 4; i++)
