@@ -1,8 +1,8 @@
 //! Checks the CUDA backend against the CPU's on a machine with a card, then times it on known shapes.
 //!
-//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [qwen] [llama]
+//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama]
 //!
-//! Without arguments: everything but `demo`. Each section stands alone; one that fails is reported and the next goes on.
+//! Without arguments: everything but `demo` and `load`. Each section stands alone; one that fails is reported and the next goes on.
 #![allow(clippy::unwrap_used)]
 
 use mserve_planner::model::*;
@@ -31,6 +31,9 @@ fn main() {
     }
     if let Some(dir) = demo {
         section("demo", || demo_model(Path::new(dir)));
+    }
+    if let Some(dir) = args.iter().position(|a| a == "load").and_then(|at| args.get(at + 1)) {
+        section("load", || load_checkpoint(Path::new(dir)));
     }
     if asked("qwen") {
         section("Qwen2.5-0.5B shape", || {
@@ -318,6 +321,22 @@ fn demo_model(dir: &Path) -> Outcome {
         let agree = text.iter().zip(&ids[prompt_len..]).take_while(|(a, b)| a == b).count();
         println!("greedy from {prompt_len} tokens: {agree} of {count} as in golden.json");
     }
+    Ok(())
+}
+
+/// From nothing to the first token, with weights from files.
+fn load_checkpoint(dir: &Path) -> Outcome {
+    let begin = Instant::now();
+    let ms = || begin.elapsed().as_secs_f64() * 1e3;
+    let spec = parse_config(&std::fs::read(dir.join("config.json"))?)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    println!("checkpoint open after {:.0} ms", ms());
+    let options = CudaOptions { max_model_len: Some(8192), ..CudaOptions::default() };
+    let mut backend = CudaBackend::load(&spec, &WeightOrigin::Source(&checkpoint), &options, &mut |_, _| {})?;
+    println!("loaded after {:.0} ms: {:?}", ms(), backend.timings());
+    println!("products (remembered, measured, own, left): {:?}", backend.tuned_products());
+    let text = Runner::new(&mut backend, &prompts(&[16], spec.vocab_size), 16, None).generate(4)?;
+    println!("four tokens {text:?} after {:.0} ms", ms());
     Ok(())
 }
 

@@ -45,7 +45,8 @@ pub fn compile_all(
 ) -> Result<Vec<Vec<u8>>, CudaError> {
     let compiler = compiler_version()?;
     let next = AtomicUsize::new(0);
-    let done: Mutex<Vec<Option<Result<Vec<u8>, CudaError>>>> = Mutex::new((0..sources.len()).map(|_| None).collect());
+    let empty: Vec<Option<Result<Vec<u8>, CudaError>>> = (0..sources.len()).map(|_| None).collect();
+    let done = Mutex::new(empty);
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);

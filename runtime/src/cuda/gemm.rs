@@ -65,10 +65,6 @@ impl Blas {
         Ok(Self { device: device.clone(), handle, workspace, plans: HashMap::new(), version })
     }
 
-    pub fn has_plan(&self, shape: &GemmShape) -> bool {
-        self.plans.contains_key(shape)
-    }
-
     /// Puts one product into the device's stream. A shape that was not prepared gets the heuristic's first choice.
     ///
     /// # Safety
@@ -175,18 +171,13 @@ impl Blas {
                 &raw mut checked,
             )
         };
-        let fits = result.result().and_then(|()| match checked.workspaceSize as u64 <= WORKSPACE_BYTES {
-            true => Ok(()),
+        let fits = match checked.workspaceSize as u64 <= WORKSPACE_BYTES {
+            true => result.result(),
             false => Err(lt::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
-        });
+        };
         fits.map_err(|e| self.device.blas("cublasLtMatmulAlgoCheck", &e, &shape))?;
         self.plans.insert(shape, Plan { description, algorithm });
         Ok(())
-    }
-
-    /// Bytes on the card besides operands.
-    pub fn workspace_bytes(&self) -> u64 {
-        self.workspace.bytes()
     }
 }
 

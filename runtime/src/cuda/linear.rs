@@ -34,10 +34,6 @@ impl Linears {
         self.blas.version
     }
 
-    pub fn workspace_bytes(&self) -> u64 {
-        self.blas.workspace_bytes()
-    }
-
     /// What could compute a shape: our kernels that take it, then up to `want` of cuBLASLt's algorithms.
     pub fn candidates(&self, shape: &GemmShape, want: usize) -> Result<Vec<Choice>, CudaError> {
         let (m, n, k) = (shape.m as u32, shape.n as u32, shape.k as u32);

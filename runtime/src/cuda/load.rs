@@ -48,9 +48,11 @@ pub struct LoadedModel {
 
 #[derive(Debug)]
 pub struct ModelMemory {
-    pub weights: DeviceMemory,
+    /// Held for the addresses in the plan.
+    _weights: DeviceMemory,
     pub arena: DeviceMemory,
-    pub kv_cache: DeviceMemory,
+    /// As well.
+    _kv_cache: DeviceMemory,
     /// Metadata, block tables, outputs, bias lists, token state, scratch and rope tables.
     pub surfaces: DeviceMemory,
 }
@@ -132,7 +134,6 @@ struct SurfaceOffsets {
     token_state_stride: usize,
     partial: u64,
     statistic: u64,
-    tickets: u64,
     ropes: Vec<(u64, u64, u32)>,
     bytes: u64,
 }
@@ -152,7 +153,6 @@ impl SurfaceOffsets {
             token_state_stride,
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
-            tickets: ranges.take(scratch.tickets * 4),
             ropes: rotary
                 .iter()
                 .map(|&rotary| {
@@ -178,7 +178,6 @@ impl SurfaceOffsets {
             vocab_size: sizes.vocab_size as u32,
             partial: base + self.partial,
             statistic: base + self.statistic,
-            tickets: base + self.tickets,
             max_model_len: sizes.max_model_len as u32,
             ropes: ropes.collect(),
             layers,
@@ -275,7 +274,7 @@ pub fn load(
     clock.lap("matrix products");
     Ok(LoadedModel {
         executor,
-        memory: ModelMemory { weights, arena, kv_cache, surfaces: surfaces_memory },
+        memory: ModelMemory { _weights: weights, arena, _kv_cache: kv_cache, surfaces: surfaces_memory },
         sizes,
         budget,
         weight_bytes: program.parameters() * 2,

@@ -173,7 +173,7 @@ impl Drop for PinnedMemory {
     }
 }
 
-/// A point in a stream that the host can wait for.
+/// A point in a stream that the host can wait for. Streams given to it are live: handles come from their owners.
 #[derive(Debug)]
 pub struct Event {
     device: Arc<Device>,
@@ -196,6 +196,7 @@ impl Event {
         Ok(Self { device: device.clone(), event })
     }
 
+    #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "an opaque handle, never dereferenced on the host")]
     pub fn record(&self, stream: sys::CUstream) -> Result<(), CudaError> {
         // SAFETY: both handles are live and of the same context.
         let result = unsafe { sys::cuEventRecord(self.event, stream) };
