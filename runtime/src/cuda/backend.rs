@@ -181,12 +181,12 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Puts a step into the device's stream and returns at once. Its results come from [`Self::collect`], in order.
+    /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.
     /// A token id of `!row` stands for the token that the step before chose in its output row `row`.
     ///
     /// # Errors
     /// A step that breaks the limits is refused and nothing runs; any other error is fatal.
-    pub fn submit(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
+    fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
         self.check(batch)?;
         self.model.executor.device.bind()?;
         let (shape, mode, prefill) = self.shape(batch);
@@ -212,7 +212,7 @@ impl CudaBackend {
         }
         let all = wanted.iter().any(|w| w.logprobs.is_some()).then_some(self.model.sizes.max_num_seqs);
         let (outputs, stream) = (self.model.executor.surfaces.outputs.token_ids, self.model.executor.device.stream());
-        // SAFETY: the outputs are those of `max_num_seqs` rows; the slot is read in `collect`, after `done`.
+        // SAFETY: the outputs are those of `max_num_seqs` rows; the slot is read in `oldest`, after `done`.
         unsafe { self.slots[slot].fetch(outputs, wanted.len(), all, stream)? };
         self.previous_outputs = wanted.len();
         self.in_flight.push_back(InFlight { slot, wanted });
@@ -221,7 +221,7 @@ impl CudaBackend {
     }
 
     /// Waits for the oldest step and returns its rows; nothing when none is under way.
-    pub fn collect(&mut self) -> Result<Vec<RowOutput>, CudaError> {
+    fn oldest(&mut self) -> Result<Vec<RowOutput>, CudaError> {
         let Some(oldest) = self.in_flight.pop_front() else { return Ok(Vec::new()) };
         let slot = &self.slots[oldest.slot];
         slot.done.wait()?;
@@ -422,8 +422,24 @@ impl Backend for CudaBackend {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
-        let result = self.submit(batch).and_then(|()| self.collect());
+        if !self.in_flight.is_empty() {
+            let what = format!("{} steps are under way: collect them first", self.in_flight.len());
+            return Err(BackendError { device: self.info.device.clone(), what, fatal: false });
+        }
+        let result = self.enqueue(batch).and_then(|()| self.oldest());
         result.map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn max_steps_in_flight(&self) -> usize {
+        SLOTS - 1
+    }
+
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
+        self.enqueue(batch).map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
+        self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
     }
 }
 
