@@ -134,9 +134,7 @@ fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
 fn operands(op: &Op) -> Vec<BufferId> {
     match op {
         Op::Embed { out, .. } => vec![*out],
-        Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => {
-            [*x, *out].into_iter().chain(*add).collect()
-        }
+        Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => [*x, *out].into_iter().chain(*add).collect(),
         Op::QkNormRopeKvWrite { qkv, .. } => vec![*qkv],
         Op::Attention { qkv, out, .. } => vec![*qkv, *out],
         Op::GatedAct { gate_up, out, .. } => vec![*gate_up, *out],

@@ -145,10 +145,7 @@ mod tests {
     fn a_missing_library_says_what_where_and_what_to_do() {
         let missing = Missing { library: Library::CublasLt, looked_in: vec!["/a".into(), "/b".into()], broken: vec![] };
         let text = missing.to_string();
-        assert_eq!(
-            text,
-            "libcublasLt.so.13 was not found on the loader path nor in /a, /b; pip install nvidia-cublas"
-        );
+        assert_eq!(text, "libcublasLt.so.13 was not found on the loader path nor in /a, /b; pip install nvidia-cublas");
     }
 
     #[test]

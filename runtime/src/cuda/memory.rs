@@ -151,7 +151,12 @@ impl PinnedMemory {
     ///
     /// # Safety
     /// `from` must hold them, and `self` must be neither read nor dropped until the stream has passed the copy.
-    pub unsafe fn copy_from(&mut self, from: DevicePointer, bytes: usize, stream: sys::CUstream) -> Result<(), CudaError> {
+    pub unsafe fn copy_from(
+        &mut self,
+        from: DevicePointer,
+        bytes: usize,
+        stream: sys::CUstream,
+    ) -> Result<(), CudaError> {
         assert!(bytes <= self.bytes, "a copy past the end of pinned memory");
         // SAFETY: the caller vouches for the source and that nobody looks until it is done.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(self.pointer.cast(), from, bytes, stream) };

@@ -174,11 +174,16 @@ impl Kernel {
         };
         // SAFETY: config, attribute and cells live until the call returns, which is when the driver has copied them;
         // number and sizes of the arguments were checked; the caller vouches for what the pointers point to.
-        let result =
-            unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        let result = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut())
+        };
         match result {
             CUresult::CUDA_SUCCESS => Ok(()),
-            failed => Err(CudaError::from_driver(&format!("{} (kernel {})", device.name, self.name), "cuLaunchKernelEx", failed)),
+            failed => Err(CudaError::from_driver(
+                &format!("{} (kernel {})", device.name, self.name),
+                "cuLaunchKernelEx",
+                failed,
+            )),
         }
     }
 

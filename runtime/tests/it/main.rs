@@ -1,2 +1,3 @@
 mod cpu;
+mod cuda_emulation;
 mod engine;
