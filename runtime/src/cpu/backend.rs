@@ -63,8 +63,11 @@ impl CpuBackend {
             max_model_len,
             device: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
         };
-        let limits =
-            StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !model.cached.is_empty() };
+        let limits = StepLimits {
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            cached: !model.cached.is_empty(),
+            previous_outputs: 0,
+        };
         let state = StepState {
             arch,
             arena: Arena::new(&program, options.max_num_batched_tokens),

@@ -16,7 +16,7 @@ mod linear;
 mod load;
 mod loaded;
 mod options;
-mod validate;
+pub(crate) mod validate;
 
 pub use backend::CpuBackend;
 pub use bandwidth::read_bandwidth;

@@ -1,6 +1,7 @@
 //! Activations in one allocation: each buffer of the program at a fixed address, shared by buffers that are never alive
 //! together.
 
+use super::plan::LOGITS_ALIGNMENT;
 use mserve_planner::model::{BufferId, Op, Program, Rows};
 
 /// Addresses are multiples of this: enough for every vector load and for cuBLASLt's fastest kernels.
@@ -68,7 +69,11 @@ impl ArenaPlan {
 /// Bytes of a buffer at the largest step. Logits are f32, all else bf16.
 pub fn buffer_bytes(program: &Program, id: BufferId, most: StepRows) -> u64 {
     let buffer = program.buffer(id);
-    most.of(buffer.rows) as u64 * buffer.width * if is_logits(program, id) { F32_BYTES } else { BF16_BYTES }
+    let row_bytes = match is_logits(program, id) {
+        true => buffer.width.next_multiple_of(LOGITS_ALIGNMENT) * F32_BYTES,
+        false => buffer.width * BF16_BYTES,
+    };
+    most.of(buffer.rows) as u64 * row_bytes
 }
 
 /// Whether a language-model head writes this buffer.

@@ -41,11 +41,11 @@ impl DiskCache {
         Self { directory: directory.into() }
     }
 
-    /// `$XDG_CACHE_HOME/mserve/<name>`, or under `~/.cache`. None when this user has neither.
-    pub fn of_user(name: &str) -> Option<Self> {
+    /// `$XDG_CACHE_HOME/mserve`, or under `~/.cache`. None when this user has neither.
+    pub fn directory_of_user() -> Option<PathBuf> {
         let path = |variable| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
         let base = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")))?;
-        Some(Self::at(base.join("mserve").join(name)))
+        Some(base.join("mserve"))
     }
 
     pub fn cubin(&self, kernel: &str, key: &CubinKey<'_>) -> Option<Vec<u8>> {

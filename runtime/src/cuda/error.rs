@@ -1,5 +1,6 @@
 use super::libraries::Missing;
 use crate::engine::BackendError;
+use crate::weights::WeightsError;
 use crate::worker::FailureKind;
 use cudarc::driver::sys::CUresult;
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub enum CudaError {
     NoDevice { ordinal: usize, count: usize },
     #[error("{device} has compute capability {}.{}; {}.{} (Ampere) is the oldest that is supported", found.0, found.1, needed.0, needed.1)]
     CardTooOld { device: String, found: (i32, i32), needed: (i32, i32) },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     #[error(transparent)]
     LibraryMissing(#[from] Box<Missing>),
     #[error(
@@ -71,6 +74,7 @@ impl CudaError {
             | Self::NoDevice { .. }
             | Self::CardTooOld { .. }
             | Self::LibraryMissing(_)
+            | Self::Weights(_)
             | Self::Unsupported { .. }
             | Self::Option { .. } => FailureKind::Config,
             Self::CardTooSmall { .. } | Self::CardFull { .. } => FailureKind::DoesNotFit,

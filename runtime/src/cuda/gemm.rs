@@ -25,6 +25,8 @@ pub struct GemmShape {
     pub bias: bool,
     pub residual: bool,
     pub f32_out: bool,
+    /// Elements from one row of `out` to the next: at least `n`.
+    pub out_stride: usize,
 }
 
 /// Addresses of one product.
@@ -127,7 +129,16 @@ impl Blas {
         let result = unsafe {
             let (d, to) = (&description, found.as_mut_ptr());
             sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle, d.desc, d.a, d.b, d.d, d.d, preference.0, want as i32, to, &raw mut count,
+                self.handle,
+                d.desc,
+                d.a,
+                d.b,
+                d.d,
+                d.d,
+                preference.0,
+                want as i32,
+                to,
+                &raw mut count,
             )
         };
         result.result().map_err(|e| fail(&e))?;
@@ -154,7 +165,14 @@ impl Blas {
         let result = unsafe {
             let d = &description;
             sys::cublasLtMatmulAlgoCheck(
-                self.handle, d.desc, d.a, d.b, d.d, d.d, &raw const algorithm, &raw mut checked,
+                self.handle,
+                d.desc,
+                d.a,
+                d.b,
+                d.d,
+                d.d,
+                &raw const algorithm,
+                &raw mut checked,
             )
         };
         let fits = result.result().and_then(|()| match checked.workspaceSize as u64 <= WORKSPACE_BYTES {
@@ -215,12 +233,10 @@ impl Description {
         let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
         let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
         let out = if shape.f32_out { sys::cudaDataType_t::CUDA_R_32F } else { bf16 };
-        let null = std::ptr::null_mut;
-        let mut made = Self { desc: null(), a: null(), b: null(), d: null() };
-        made.desc = lt::create_matmul_desc(
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cudaDataType_t::CUDA_R_32F,
-        )?;
+        let none = std::ptr::null_mut();
+        let mut made = Self { desc: std::ptr::null_mut(), a: none, b: none, d: none };
+        made.desc =
+            lt::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType_t::CUDA_R_32F)?;
         made.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, &1_i32.to_ne_bytes())?;
         if shape.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32;
@@ -228,7 +244,7 @@ impl Description {
         }
         made.a = lt::create_matrix_layout(bf16, k, n, k as i64)?;
         made.b = lt::create_matrix_layout(bf16, k, m, k as i64)?;
-        made.d = lt::create_matrix_layout(out, n, m, n as i64)?;
+        made.d = lt::create_matrix_layout(out, n, m, shape.out_stride as i64)?;
         Ok(made)
     }
 

@@ -6,22 +6,37 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod backend;
 mod buckets;
 mod budget;
 pub mod compile;
 mod cubin_cache;
 pub mod device;
 mod error;
+mod executor;
 mod gemm;
 mod gemm_tuning;
 pub mod graph;
+mod kernel_set;
 pub mod kernels;
 pub mod libraries;
 mod library_search;
+mod linear;
+mod load;
 pub mod memory;
+mod metadata;
 pub mod module;
+mod options;
+mod plan;
+mod random_weights;
+mod step_slots;
 #[cfg(test)]
 mod testing;
+mod token_state;
+mod upload;
+mod weights;
 
+pub use backend::{CudaBackend, WeightOrigin};
 pub use error::{CudaError, MemoryTerm};
 pub use libraries::{Library, LibraryReport, Missing, report};
+pub use options::{CudaOptions, GraphCapture};

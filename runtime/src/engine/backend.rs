@@ -24,7 +24,8 @@ pub struct BackendInfo {
 /// One step: T tokens of S sequences, decode rows first, then prefill chunks.
 #[derive(Debug, Default)]
 pub struct StepBatch {
-    /// `[T]`
+    /// `[T]` An id of `!row` (all bits of `row` turned over) stands for the token that output row `row` of the step before
+    /// got, which the host may not know yet. Only for backends with more than one step under way.
     pub token_ids: Vec<u32>,
     /// `[T]` position of each token in its sequence.
     pub positions: Vec<u32>,
