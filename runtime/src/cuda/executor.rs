@@ -33,8 +33,6 @@ pub struct Surfaces {
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
-    /// Counters by which its last block knows that it is the last: zero between launches.
-    pub tickets: DevicePointer,
     /// Longest sequence: bounds how far a context is split.
     pub max_model_len: u32,
     /// Cosine and sine tables of each rope.
@@ -240,10 +238,21 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            args.push(Arg::Pointer(self.surfaces.tickets));
             let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
             // SAFETY: passed on from the caller.
             unsafe { attention.decode.launch(&geometry, &args)? };
+            if splits > 1 {
+                let args = [
+                    Arg::Pointer(self.surfaces.partial),
+                    Arg::Pointer(self.surfaces.statistic),
+                    Arg::Pointer(step.context_len),
+                    Arg::Pointer(*out),
+                    Arg::Int(splits as i32),
+                    Arg::Int(*window as i32),
+                ];
+                // SAFETY: as above.
+                unsafe { attention.combine.launch(&kernels::attn_combine(decodes, heads.heads), &args)? };
+            }
         }
         if step.prefill.tiles > 0 {
             let mut args = vec![
@@ -320,7 +329,6 @@ fn no_kernels(heads: &HeadSizes) -> CudaError {
 pub struct AttentionScratch {
     pub partial: u64,
     pub statistic: u64,
-    pub tickets: u64,
 }
 
 impl AttentionScratch {
@@ -330,10 +338,8 @@ impl AttentionScratch {
             for sequences in 1..=max_num_seqs as u32 {
                 let splits = kernels::splits(sequences, heads.kv_heads, heads.head_dim, max_model_len);
                 let rows = u64::from(sequences) * u64::from(heads.heads) * u64::from(splits);
-                let grid = kernels::attn_decode(sequences, heads.heads, heads.kv_heads, splits).grid;
                 most.partial = most.partial.max(rows * u64::from(heads.head_dim));
                 most.statistic = most.statistic.max(rows * 2);
-                most.tickets = most.tickets.max(u64::from(sequences) * u64::from(grid[1]));
             }
         }
         most

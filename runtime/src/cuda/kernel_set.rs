@@ -30,6 +30,7 @@ pub struct KernelSet {
 pub struct AttentionKernels {
     pub rope: Kernel,
     pub decode: Kernel,
+    pub combine: Kernel,
     pub prefill: Kernel,
 }
 
@@ -94,7 +95,8 @@ impl KernelSet {
                 head_dim,
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                    decode: get("attn_decode", d, "attn_decode_combine", 0)?,
+                    decode: get("attn_decode", d, "attn_decode", 0)?,
+                    combine: get("attn_decode", d, "attn_combine", 0)?,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                 },
             );

@@ -132,7 +132,6 @@ struct SurfaceOffsets {
     token_state_stride: usize,
     partial: u64,
     statistic: u64,
-    tickets: u64,
     ropes: Vec<(u64, u64, u32)>,
     bytes: u64,
 }
@@ -152,7 +151,6 @@ impl SurfaceOffsets {
             token_state_stride,
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
-            tickets: ranges.take(scratch.tickets * 4),
             ropes: rotary
                 .iter()
                 .map(|&rotary| {
@@ -178,7 +176,6 @@ impl SurfaceOffsets {
             vocab_size: sizes.vocab_size as u32,
             partial: base + self.partial,
             statistic: base + self.statistic,
-            tickets: base + self.tickets,
             max_model_len: sizes.max_model_len as u32,
             ropes: ropes.collect(),
             layers,
