@@ -11,7 +11,7 @@
 // gathered and sorted in shared memory. Otherwise the cut is found by bisection on the bits of the logits; there, tokens
 // that tie at the cut are all kept.
 // Expected: bytes, rows * vocab * 4 * passes (1 greedy, 2 sampled, 3 or 4 with logprobs); a single row is bound by one
-// multiprocessor's share of L2, about 6 us a pass at 128k.
+// multiprocessor's arithmetic and share of L2: 10-20 us a pass at 128k.
 
 #define THREADS 1024
 #define GATHER_MAX 2048     // gathered candidates
