@@ -1,7 +1,7 @@
 //! The device with every kernel loaded; buffers from and to host vectors; timing by graphs.
 
 use half::bf16;
-use mserve_runtime::cuda::compile::{self, KernelSource};
+use mserve_runtime::cuda::compile;
 use mserve_runtime::cuda::device::Device;
 use mserve_runtime::cuda::graph::Graph;
 use mserve_runtime::cuda::kernels::{self, Geometry};
@@ -48,12 +48,6 @@ impl Card {
 
     pub fn describe(&self) -> String {
         format!("{}, {} multiprocessors; {}", self.device.name, self.device.multiprocessors, self.started)
-    }
-
-    /// A kernel that is not in the table as it stands: other options, for comparison.
-    pub fn variant(&self, source: &KernelSource, entry: &str) -> Result<Kernel, Failure> {
-        let cubin = compile::compile(source, &self.device.arch())?;
-        Ok(Module::load(&self.device, &cubin)?.kernel(entry, SHARED_BYTES)?)
     }
 
     /// `head_dim` 0 for kernels that do not depend on it.
@@ -135,7 +129,8 @@ impl Card {
 pub fn launch(kernel: &Kernel, geometry: Geometry, args: &[Arg]) -> Outcome {
     // SAFETY: each caller builds buffers of the sizes that the kernel's own description names, and keeps them until it
     // has read results or the timing has ended, both of which wait for the stream.
-    Ok(unsafe { kernel.launch(&geometry, args)? })
+    unsafe { kernel.launch(&geometry, args) }?;
+    Ok(())
 }
 
 pub fn pointer(memory: &DeviceMemory) -> Arg {

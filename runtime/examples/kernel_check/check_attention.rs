@@ -113,8 +113,7 @@ fn decode(card: &Card, case: &Case) -> Outcome {
     let q = random.bf16s(lengths.len() * stride, 2.0);
     let q_on = card.upload(&q)?;
     let sequences = lengths.len() as u32;
-    let tickets = card.upload(&vec![0_i32; lengths.len() * case.kv_heads * 2])?;
-    for (splits, together) in [(1, false), (7, false), (48, false), (7, true), (48, true)] {
+    for splits in [1, 7, 48] {
         let out = card.poisoned(lengths.len() * heads * case.head_dim * 2)?;
         let partial = card.poisoned(lengths.len() * heads * splits * case.head_dim * 4)?;
         let statistic = card.poisoned(lengths.len() * heads * splits * 8)?;
@@ -137,16 +136,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             int(case.window),
         ];
         let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
-        if together {
-            // Twice: the tickets must be zero again after the first.
-            for _ in 0..2 {
-                let args = [&args[..], &[pointer(&tickets)]].concat();
-                card.run("attn_decode_combine", case.head_dim as u32, geometry, &args)?;
-            }
-        } else {
-            card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
-        }
-        if splits > 1 && !together {
+        card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
+        if splits > 1 {
             let args = [
                 pointer(&partial),
                 pointer(&statistic),

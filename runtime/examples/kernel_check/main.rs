@@ -79,11 +79,10 @@ fn compile_everywhere() -> ExitCode {
         let arch = device::arch(capability);
         let start = Instant::now();
         let sources = kernels::sources(&kernels::HEAD_DIMS, capability);
-        for source in &sources {
-            if let Err(error) = compile::compile(source, &arch) {
-                failed += 1;
-                println!("{arch} {}: {error}", source.name);
-            }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        if let Err(error) = compile::compile_all(&sources, &arch, None, threads) {
+            failed += 1;
+            println!("{arch}: {error}");
         }
         println!("{arch}: {} compilations, {:.1} s", sources.len(), start.elapsed().as_secs_f64());
     }

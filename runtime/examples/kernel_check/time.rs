@@ -114,7 +114,7 @@ pub fn sample(card: &Card) -> Outcome {
                     let args: Vec<Arg> = args.chain([vocab, vocab, vocab, int(20)]).collect();
                     card.run("sample", 0, kernels::sample(rows as u32), &args)
                 })?;
-                let bytes = rows as f64 * shape.vocab as f64 * 4.0 * passes;
+                let bytes = f64::from(rows) * shape.vocab as f64 * 4.0 * passes;
                 line(&format!("{} sample {name} rows {rows}", shape.name), us, bytes);
             }
         }

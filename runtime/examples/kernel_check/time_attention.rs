@@ -30,14 +30,6 @@ pub fn decode(card: &Card) -> Outcome {
     Ok(())
 }
 
-/// Split and combined in two launches or in one; and, for comparison, K and V by the read-only path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Variant {
-    Apart,
-    Together,
-    ReadOnly,
-}
-
 fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize, context: usize) -> Outcome {
     let hd = shape.head_dim;
     let blocks = sequences * context.div_ceil(16);
@@ -55,16 +47,8 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
     let standard = kernels::splits(sequences as u32, shape.kv_heads as u32, hd as u32, 131_072) as usize;
     let mut tried = vec![standard];
     tried.extend([1, 2, 4, 8].into_iter().filter(|&s| s != standard && sequences * shape.kv_heads * s <= 2048));
-    let mut nc = kernels::file("attn_decode").ok_or("gone")?.source(Some(hd as u32), card.device.compute_capability);
-    nc.options.push("-DSTREAM_NC".to_owned());
-    let nc = card.variant(&nc, "attn_decode")?;
-    let tickets = card.upload(&vec![0_i32; sequences * shape.kv_heads])?;
     let mut figures = vec![];
-    let variants = [Variant::Apart, Variant::Together, Variant::ReadOnly];
-    for (splits, variant) in tried.into_iter().flat_map(|s| variants.map(|v| (s, v))) {
-        if splits == 1 && variant == Variant::Together {
-            continue;
-        }
+    for splits in tried {
         let partial = card.poisoned(sequences * shape.heads * splits * hd * 4)?;
         let statistic = card.poisoned(sequences * shape.heads * splits * 8)?;
         let us = card.time(layers, |i| {
@@ -87,29 +71,22 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
             ];
             let (s, h, kv) = (sequences as u32, shape.heads as u32, shape.kv_heads as u32);
             let geometry = kernels::attn_decode(s, h, kv, splits as u32);
-            match variant {
-                Variant::Apart => card.run("attn_decode", hd as u32, geometry, &args)?,
-                Variant::ReadOnly => launch(&nc, geometry, &args)?,
-                Variant::Together => {
-                    let args = [&args[..], &[pointer(&tickets)]].concat();
-                    card.run("attn_decode_combine", hd as u32, geometry, &args)?;
-                }
-            }
-            if splits == 1 || variant == Variant::Together {
+            card.run("attn_decode", hd as u32, geometry, &args)?;
+            if splits == 1 {
                 return Ok(());
             }
             let args = [pointer(&partial), pointer(&statistic), pointer(&lengths), pointer(&out), int(splits), int(0)];
             card.run("attn_combine", hd as u32, kernels::attn_combine(s, h), &args)
         })?;
-        figures.push((splits, variant, us));
+        figures.push((splits, us));
     }
-    let others: Vec<String> = figures[1..].iter().map(|(s, v, us)| format!("{s} {v:?} {us:.1}")).collect();
+    let others: Vec<String> = figures[1..].iter().map(|(s, us)| format!("{s}: {us:.1}")).collect();
     let what = format!(
         "{} decode sequences {sequences} context {context} splits {standard} (others {})",
         shape.name,
         others.join(", ")
     );
-    line(&what, figures[0].2, 2.0 * layer as f64);
+    line(&what, figures[0].1, 2.0 * layer as f64);
     Ok(())
 }
 

@@ -194,6 +194,6 @@ mod tests {
         for (add, out) in residuals {
             assert_eq!(few.offset(add), few.offset(out));
         }
-        assert!((0..program.buffers.len()).all(|b| few.offset(BufferId(b)) % ALIGNMENT_BYTES == 0));
+        assert!((0..program.buffers.len()).all(|b| few.offset(BufferId(b)).is_multiple_of(ALIGNMENT_BYTES)));
     }
 }

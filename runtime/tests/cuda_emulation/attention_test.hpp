@@ -99,7 +99,7 @@ struct Cache {
   }
 };
 
-template <class D, class C, class B> void test_decode(D decode, C combine, B both, int hd, int kv, int group, int splits, Seen mask) {
+template <class D, class C> void test_decode(D decode, C combine, int hd, int kv, int group, int splits, Seen mask) {
   const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)};
   const int n = int(lengths.size()), heads = kv * group, stride = (heads + 2 * kv) * hd;
   Cache cache(hd, kv, lengths);
@@ -110,19 +110,11 @@ template <class D, class C, class B> void test_decode(D decode, C combine, B bot
   Buffer<float> partial(n * heads * splits * hd);
   Buffer<float2> statistic(n * heads * splits);
   const float scale = 1 / std::sqrt(float(hd));
-  Buffer<int> tickets(n * kv * ((group + 7) / 8));
-  std::memset(tickets.data(), 0, tickets.size() * 4);
-  for (const bool together : {false, true}) {
-  std::memset(out.data(), 0xff, out.size() * 2);
   emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
-    if (together)
-      both(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
-           partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window, tickets.data());
-    else
-      decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
-             partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
+    decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
+           partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
   });
-  if (splits > 1 && !together)
+  if (splits > 1)
     emu::launch({heads, n}, 128, 0, [&] { combine(partial.data(), statistic.data(), context.data(), out.data(), splits, mask.window); });
   Nmse e;
   for (int s = 0; s < n; s++)
@@ -132,8 +124,6 @@ template <class D, class C, class B> void test_decode(D decode, C combine, B bot
       for (int d = 0; d < hd; d++) e.add(value(out[(s * heads + h) * hd + d]), want[d]);
     }
   e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + " splits " + std::to_string(splits));
-  for (size_t i = 0; i < tickets.size(); i++) expect(tickets[i] == 0, "tickets are zero again");
-  }
 }
 
 // Chunks of several sequences behind `decodes` decode rows, which must stay as they are.
@@ -167,16 +157,16 @@ template <class F> void test_prefill(F kernel, int hd, int key_tile, std::vector
 }
 
 inline void test_attention() {
-  test_decode(at16::attn_decode, at16::attn_combine, at16::attn_decode_combine, 16, 2, 2, 2, {0, 0});
-  test_decode(at32::attn_decode, at32::attn_combine, at32::attn_decode_combine, 32, 2, 2, 3, {0, 0});
+  test_decode(at16::attn_decode, at16::attn_combine, 16, 2, 2, 2, {0, 0});
+  test_decode(at32::attn_decode, at32::attn_combine, 32, 2, 2, 3, {0, 0});
   test_prefill(at16::attn_prefill, 16, 32, {50}, {3}, {0, 0});
   test_prefill(at32::attn_prefill, 32, 32, {133}, {40}, {30, 0});
-  test_decode(at64::attn_decode, at64::attn_combine, at64::attn_decode_combine, 64, 2, 7, 5, {0, 0});
-  test_decode(at80::attn_decode, at80::attn_combine, at80::attn_decode_combine, 80, 2, 1, 3, {0, 0});
-  test_decode(at96::attn_decode, at96::attn_combine, at96::attn_decode_combine, 96, 1, 8, 2, {70, 0});
-  test_decode(at128::attn_decode, at128::attn_combine, at128::attn_decode_combine, 128, 2, 4, 1, {0, 0});
-  test_decode(at128::attn_decode, at128::attn_combine, at128::attn_decode_combine, 128, 1, 12, 6, {0, 5});
-  test_decode(at128::attn_decode, at128::attn_combine, at128::attn_decode_combine, 128, 1, 4, 4, {33, 0});
+  test_decode(at64::attn_decode, at64::attn_combine, 64, 2, 7, 5, {0, 0});
+  test_decode(at80::attn_decode, at80::attn_combine, 80, 2, 1, 3, {0, 0});
+  test_decode(at96::attn_decode, at96::attn_combine, 96, 1, 8, 2, {70, 0});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 2, 4, 1, {0, 0});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 12, 6, {0, 5});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0});
   test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0});
   test_prefill(wg128::attn_prefill_wgmma, 128, 128, {150}, {160}, {65, 5});

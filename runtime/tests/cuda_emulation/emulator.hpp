@@ -165,7 +165,7 @@ inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<voi
 #define __align__(n) alignas(n)
 
 inline void __syncthreads() { emu::meet(emu::block_barrier, emu::block.x); }
-inline void __threadfence() {}
+inline float __fdividef(float a, float b) { return a / b; }
 inline void __syncwarp() { uint32_t none = 0; emu::show(&none, 1); }
 template <class T> T shuffle(T v, int from) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);

@@ -6,8 +6,7 @@
 // Scratch for splits > 1: partial f32 [sequences, heads, splits, HEAD_DIM], statistic float2 [sequences, heads, splits].
 // `splits` is the most that the graph allows; a sequence uses fewer when its context is short (used_splits), and with one
 // the decode kernel writes `out` itself and attn_combine has nothing to do.
-// attn_decode_combine does both in one launch: the block of a group that ends last adds up, told by `tickets` i32
-// [sequences, grid y], zero before the first launch and zero again after each.
+// (Combining in the block that ends last, by a ticket, was 2-4 us slower a layer on an H200 than the second launch.)
 // Grid of attn_decode: (splits, kv_heads * ceil(group / 8), sequences), 128 threads. Of attn_combine: (heads, sequences).
 //
 // K and V go from global memory straight into mma fragments: a dot product does not mind a permuted index, so each lane
@@ -20,32 +19,17 @@
 #define VALUE_WORDS (HEAD_DIM / 64)
 #define VALUE_TAIL ((HEAD_DIM % 64) / 8)   // elements a lane takes of what 64 does not divide: 0, 2 or 4
 #define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)  // arrays of a head_dim that has none
-#define TILE_MIN_PER_SPLIT WARPS
+#define TILE_MIN_PER_SPLIT (2 * WARPS)
 #define MASKED -1e30f
-#define RESIDENT (HEAD_DIM <= 64 ? 5 : HEAD_DIM <= 80 ? 4 : 3)  // blocks a multiprocessor; geometry.rs counts on it
 
 DEVICE int used_splits(int tiles, int splits) { return max(1, min(splits, ceil_div(tiles, TILE_MIN_PER_SPLIT))); }
 DEVICE int first_tile(int length, int window) { return window > 0 ? max(0, length - window) >> 4 : 0; }
 
-// One query head out of its splits; each thread has an element.
-DEVICE void combine_head(u64 head, const float* partial, const float2* statistic, bf16* out, int splits, int used) {
-  const int d = threadIdx.x;
-  if (d >= HEAD_DIM) return;
-  float most = MASKED, weight = 0.f, value = 0.f;
-  for (int s = 0; s < used; s++) most = fmaxf(most, statistic[head * splits + s].x);
-  for (int s = 0; s < used; s++) {
-    const float2 v = statistic[head * splits + s];
-    const float f = exp2_fast(v.x - most);
-    weight += v.y * f, value += partial[(head * splits + s) * HEAD_DIM + d] * f;
-  }
-  out[head * HEAD_DIM + d] = to_bf16(value / weight);
-}
-
-template <bool COMBINE>
-DEVICE void decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,
-                   const bf16* __restrict__ value_cache, const int* __restrict__ block_table,
-                   const int* __restrict__ context_len, bf16* __restrict__ out, float* partial, float2* statistic,
-                   int max_blocks, int heads, int kv_heads, float scale, float softcap, int window, int* tickets) {
+KERNEL void __launch_bounds__(WARPS * 32)
+attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,
+            const bf16* __restrict__ value_cache, const int* __restrict__ block_table,
+            const int* __restrict__ context_len, bf16* __restrict__ out, float* __restrict__ partial,
+            float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale, float softcap, int window) {
   const int split = blockIdx.x, splits = gridDim.x, b = blockIdx.z;
   const int whole_group = heads / kv_heads, passes = ceil_div(whole_group, 8);
   const int h = blockIdx.y / passes, pass = blockIdx.y - h * passes;
@@ -201,26 +185,20 @@ DEVICE void decode(const bf16* __restrict__ q, int q_stride, const bf16* __restr
       if (d == 0) statistic[head * splits + split] = make_float2(most, weight);
     }
   }
-  if (!COMBINE || used == 1) return;
-  // The block that comes last puts the splits together.
-  __shared__ int ticket;
-  int* at = tickets + (u64)b * gridDim.y + blockIdx.y;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) ticket = atomicAdd(at, 1);
-  __syncthreads();
-  if (ticket != used - 1) return;
-  __threadfence();
-  for (int r = 0; r < group; r++) combine_head((u64)b * heads + head0 + r, partial, statistic, out, splits, used);
-  if (threadIdx.x == 0) *at = 0;
 }
 
-KERNEL void __launch_bounds__(WARPS * 32)
-attn_decode(const bf16* q, int q_stride, const bf16* key_cache, const bf16* value_cache, const int* block_table,
-            const int* context_len, bf16* out, float* partial, float2* statistic, int max_blocks, int heads,
-            int kv_heads, float scale, float softcap, int window) {
-  decode<false>(q, q_stride, key_cache, value_cache, block_table, context_len, out, partial, statistic, max_blocks, heads,
-                kv_heads, scale, softcap, window, nullptr);
+// One query head out of its splits; each thread has an element.
+DEVICE void combine_head(u64 head, const float* partial, const float2* statistic, bf16* out, int splits, int used) {
+  const int d = threadIdx.x;
+  if (d >= HEAD_DIM) return;
+  float most = MASKED, weight = 0.f, value = 0.f;
+  for (int s = 0; s < used; s++) most = fmaxf(most, statistic[head * splits + s].x);
+  for (int s = 0; s < used; s++) {
+    const float2 v = statistic[head * splits + s];
+    const float f = exp2_fast(v.x - most);
+    weight += v.y * f, value += partial[(head * splits + s) * HEAD_DIM + d] * f;
+  }
+  out[head * HEAD_DIM + d] = to_bf16(value / weight);
 }
 
 KERNEL void __launch_bounds__(128)
@@ -233,13 +211,6 @@ attn_combine(const float* partial, const float2* statistic, const int* context_l
   combine_head((u64)blockIdx.y * gridDim.x + blockIdx.x, partial, statistic, out, splits, used);
 }
 
-KERNEL void __launch_bounds__(WARPS * 32, RESIDENT)
-attn_decode_combine(const bf16* q, int q_stride, const bf16* key_cache, const bf16* value_cache, const int* block_table,
-                    const int* context_len, bf16* out, float* partial, float2* statistic, int max_blocks, int heads,
-                    int kv_heads, float scale, float softcap, int window, int* tickets) {
-  decode<true>(q, q_stride, key_cache, value_cache, block_table, context_len, out, partial, statistic, max_blocks, heads,
-               kv_heads, scale, softcap, window, tickets);
-}
 #undef WARPS
 #undef QUERY_WORDS
 #undef QUERY_TAIL
@@ -247,5 +218,4 @@ attn_decode_combine(const bf16* q, int q_stride, const bf16* key_cache, const bf
 #undef VALUE_TAIL
 #undef TILE_MIN_PER_SPLIT
 #undef MASKED
-#undef RESIDENT
 #undef AT_LEAST_ONE

@@ -43,16 +43,14 @@ pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
 
 /// `silu_mul` and its kin; `width` of the result.
 pub fn gated_act(rows: u32, width: u32) -> Geometry {
-    // Few rows: one vector a thread, for latency. Many: two, so that more bytes are under way.
-    let per_thread = if rows >= 64 { 2 } else { 1 };
-    let threads = row_threads(width.div_ceil(per_thread), 32, 256);
-    plain([width.div_ceil(8).div_ceil(threads * per_thread), rows, 1], threads)
+    let threads = row_threads(width, 32, 256);
+    plain([width.div_ceil(8).div_ceil(threads), rows, 1], threads)
 }
 
 /// Splits of the context in decode for a graph of `sequences`: enough blocks to fill the card. A sequence uses at most
-/// one for each 64 tokens, whatever this says. Scratch: `sequences * heads * splits` rows of `head_dim` and 2 f32.
+/// one for each 128 tokens, whatever this says. Scratch: `sequences * heads * splits` rows of `head_dim` and 2 f32.
 pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
-    let most = max_model_len.div_ceil(64).clamp(1, SPLITS_MAX);
+    let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
     let pairs = (sequences * kv_heads).max(1);
     let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
     // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
@@ -172,7 +170,7 @@ mod tests {
     #[test]
     fn decode_fills_the_card_and_no_more() {
         assert_eq!(splits(1, 8, 128, 131_072), 48);
-        assert_eq!(splits(1, 8, 128, 512), 8);
+        assert_eq!(splits(1, 8, 128, 512), 4);
         assert_eq!(splits(8, 8, 128, 131_072), 6);
         assert_eq!(splits(32, 8, 128, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);

@@ -65,7 +65,7 @@ pub const FILES: [KernelFile; 11] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
-    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_combine", "attn_decode_combine"]),
+    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_combine"]),
     file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
     file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
     file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),

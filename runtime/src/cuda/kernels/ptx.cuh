@@ -26,28 +26,22 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 // 16, 8 or 4 bytes that are read once: they do not displace what L1 holds. Coherent (no .nc): under programmatic
 // dependent launch the kernel before may still be writing when this one starts.
-#ifdef STREAM_NC
-#define STREAM_PATH ".nc"
-#else
-#define STREAM_PATH ""
-#endif
 DEVICE u32x4 load_stream(const void* p) {
   u32x4 v;
-  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.r[0]), "=r"(v.r[1]), "=r"(v.r[2]), "=r"(v.r[3]) : "l"(p));
   return v;
 }
 DEVICE u32x2 load_stream8(const void* p) {
   u32x2 v;
-  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p));
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p));
   return v;
 }
 DEVICE u32 load_stream4(const void* p) {
   u32 v;
-  asm volatile("ld.global" STREAM_PATH ".L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
-#undef STREAM_PATH
 // 16 bytes of weights: never written while kernels run, so the read-only path and any time are right.
 DEVICE u32x4 load_weights(const void* p) {
   u32x4 v;
