@@ -14,7 +14,7 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 pub struct Deployment {
     pub version: u32,
     pub pid: u32,
-    /// Field 22 of /proc/<pid>/stat: clock ticks since boot.
+    /// Field 22 of /proc/`PID`/stat: clock ticks since boot.
     pub start_ticks: u64,
     pub boot_id: String,
     /// The control socket.

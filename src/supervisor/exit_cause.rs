@@ -47,6 +47,10 @@ impl ExitEvidence {
             (Some(libc_sigkill), _) if libc_sigkill == Signal::SIGKILL as i32 && self.oom_kill_seen => {
                 ("out of memory: killed by the kernel (SIGKILL)".to_owned(), true)
             }
+            // Who is killed from outside had no say in it: its last line would only mislead.
+            (Some(signal), _) if [Signal::SIGKILL as i32, Signal::SIGTERM as i32].contains(&signal) => {
+                (format!("killed by {}", signal_name(signal)), true)
+            }
             (Some(signal), _) => (format!("killed by {}", signal_name(signal)), false),
             (None, Some(0)) => ("ended by itself with exit code 0".to_owned(), false),
             (None, Some(code)) => match kind {
@@ -120,6 +124,7 @@ mod tests {
                 None,
             ),
             (ExitEvidence { oom_kill_seen: true, ..evidence(11) }, "killed by SIGSEGV", None),
+            (ExitEvidence { last_log_line: Some("ready".into()), ..evidence(9) }, "killed by SIGKILL", None),
             (evidence(exited(0)), "ended by itself with exit code 0", None),
             (evidence(exited(1)), "ended with exit code 1", None),
             (evidence(exited(2)), "configuration (exit code 2)", Some(FailureKind::Config)),

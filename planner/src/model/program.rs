@@ -114,7 +114,7 @@ pub enum Pooling {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum Op {
-    /// out[t] = table[token[t]] * scale + position_table[position[t] + position_offset] + token_type_table[0].
+    /// `out[t] = table[token[t]] * scale + position_table[position[t] + position_offset] + token_type_table[0]`
     Embed {
         table: WeightId,
         scale: Option<f64>,
@@ -149,7 +149,7 @@ pub enum Op {
         norm: Norm,
         store: KvSource,
     },
-    /// out[t] = softmax(mask(q k^T * scale)) v, q from the packed rows, K and V from `source`.
+    /// `out[t] = softmax(mask(q k^T * scale)) v`, q from the packed rows, K and V from `source`.
     Attention {
         qkv: BufferId,
         attention: AttentionId,

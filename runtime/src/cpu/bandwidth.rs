@@ -1,6 +1,6 @@
 //! How fast this machine reads memory: the bound of decoding.
 
-use super::kernels::{LANES, Line, Lines};
+use super::kernels::{LANES, Line, Lines, prefetch};
 use pulp::Arch;
 use rayon::prelude::*;
 use std::time::Instant;
@@ -31,15 +31,26 @@ pub fn read_bandwidth(threads: usize, bytes: u64) -> Result<f64, rayon::ThreadPo
     }))
 }
 
+/// Lines between what is added and what is fetched meanwhile.
+const AHEAD: usize = 64;
+
 #[inline(always)]
 fn sum(lines: &[Line<u32>]) -> u32 {
     let mut sums = [[0_u32; LANES]; 4];
-    for group in lines.as_chunks::<4>().0 {
-        for (sums, line) in sums.iter_mut().zip(group) {
-            for (s, &v) in sums.iter_mut().zip(line) {
-                *s = s.wrapping_add(v);
-            }
-        }
+    let last = lines.len().saturating_sub(AHEAD);
+    for (group, ahead) in lines[..last].as_chunks().0.iter().zip(lines[AHEAD.min(lines.len())..].as_chunks::<4>().0) {
+        prefetch(ahead);
+        add(&mut sums, group);
+    }
+    for group in lines[last..].as_chunks().0 {
+        add(&mut sums, group);
     }
     sums.as_flattened().iter().fold(0, |sum: u32, &v| sum.wrapping_add(v))
+}
+
+#[inline(always)]
+fn add(sums: &mut [Line<u32>; 4], group: &[Line<u32>; 4]) {
+    for (s, &v) in sums.as_flattened_mut().iter_mut().zip(group.as_flattened()) {
+        *s = s.wrapping_add(v);
+    }
 }

@@ -60,6 +60,17 @@ impl<T: Copy + Default> Default for Lines<T> {
     }
 }
 
+/// Begins to bring lines into cache, where the processor has an instruction for that.
+#[inline(always)]
+pub fn prefetch<T>(lines: &[Line<T>]) {
+    for line in lines {
+        #[cfg(target_arch = "x86_64")]
+        safe_arch::prefetch_t0(line);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

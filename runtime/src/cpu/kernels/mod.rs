@@ -8,7 +8,7 @@ pub mod math;
 pub mod panel;
 pub mod rope;
 
-pub use lines::{LANES, Line, Lines};
+pub use lines::{LANES, Line, Lines, prefetch};
 
 /// Below this many elements an elementwise loop is not worth handing to other threads.
 pub const PARALLEL_ELEMENTS: usize = 1 << 15;

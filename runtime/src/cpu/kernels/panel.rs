@@ -9,10 +9,15 @@
 //! 16-bit weights stay 16 bits wide in memory and are widened in registers, exactly. A 32-bit word holds row j in its
 //! low half and row j + 16 in its high half, so widening bf16 is one shift or one mask.
 
-use super::{LANES, Line, Lines};
+use super::{LANES, Line, Lines, prefetch};
 use crate::weights::{HostTensor, StoredType};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+/// How far ahead of the sums weights are fetched. With several tokens a column takes longer to work on than the
+/// processor can look ahead by itself, and its own prefetchers stop at every 4 KiB page. Measured on a 2-core Xeon, GB/s
+/// of bf16 weights from memory for each core: 10.7 -> 12.8 with one token, 6.6 -> 10 with eight.
+const PREFETCH_LINES: usize = 64;
 
 /// Rows of W in one panel.
 pub const PANEL_ROWS: usize = 2 * LANES;
@@ -105,19 +110,29 @@ impl PanelMatrix {
     /// Sums of panels `first..` for every token of `x`, panel-major: `out` is `[panel][token][32]`.
     pub fn multiply_panels(&self, arch: Arch, first: usize, x: &Tiles, out: &mut [Line<f32>]) {
         for (i, out) in out.chunks_exact_mut(2 * x.tokens).enumerate() {
-            let panel = &self.lines.as_slice()[(first + i) * self.panel_lines()..(first + i + 1) * self.panel_lines()];
+            let start = (first + i) * self.panel_lines();
+            let panel = &self.lines.as_slice()[start..start + self.panel_lines()];
             for tile in 0..x.count() {
+                // The first tile brings the panel into cache; for the others it is there.
+                let ahead = if tile == 0 { self.ahead(start) } else { panel };
                 let rows = x.token_range(tile);
-                self.multiply_tile(arch, panel, x.tile(tile), &mut out[2 * rows.start..2 * rows.end]);
+                self.multiply_tile(arch, [panel, ahead], x.tile(tile), &mut out[2 * rows.start..2 * rows.end]);
             }
         }
     }
 
-    fn multiply_tile(&self, arch: Arch, panel: &[Line<u32>], x: &[f32], out: &mut [Line<f32>]) {
+    /// As many lines as a panel has, [`PREFETCH_LINES`] further on: into the next panel, which the same task takes next.
+    fn ahead(&self, start: usize) -> &[Line<u32>] {
+        let start = (start + PREFETCH_LINES).min(self.lines.len() - self.panel_lines());
+        &self.lines.as_slice()[start..start + self.panel_lines()]
+    }
+
+    /// `panels`: the lines to multiply, and those to fetch meanwhile.
+    fn multiply_tile(&self, arch: Arch, panels: [&[Line<u32>]; 2], x: &[f32], out: &mut [Line<f32>]) {
         match self.stored {
-            StoredType::F32 => Tile::<F32Pair>::run(arch, panel, x, out),
-            StoredType::F16 => Tile::<F16Pair>::run(arch, panel, x, out),
-            StoredType::BF16 => Tile::<Bf16Pair>::run(arch, panel, x, out),
+            StoredType::F32 => Tile::<F32Pair>::run(arch, panels, x, out),
+            StoredType::F16 => Tile::<F16Pair>::run(arch, panels, x, out),
+            StoredType::BF16 => Tile::<Bf16Pair>::run(arch, panels, x, out),
         }
     }
 }
@@ -272,6 +287,8 @@ const TWO_TO_112: f32 = f32::from_bits((112 + 127) << 23);
 /// One panel times one tile of M tokens.
 struct Tile<'a, P, const M: usize = 1> {
     panel: &'a [Line<u32>],
+    /// Fetched into cache meanwhile; as long as `panel`.
+    ahead: &'a [Line<u32>],
     x: &'a [[f32; M]],
     /// `[token][2]`
     out: &'a mut [Line<f32>],
@@ -279,10 +296,10 @@ struct Tile<'a, P, const M: usize = 1> {
 }
 
 impl<P: Pair> Tile<'_, P> {
-    fn run(arch: Arch, panel: &[Line<u32>], x: &[f32], out: &mut [Line<f32>]) {
+    fn run(arch: Arch, [panel, ahead]: [&[Line<u32>]; 2], x: &[f32], out: &mut [Line<f32>]) {
         macro_rules! tile {
             ($m:literal) => {
-                arch.dispatch(Tile::<P, $m> { panel, x: x.as_chunks().0, out, pair: std::marker::PhantomData })
+                arch.dispatch(Tile::<P, $m> { panel, ahead, x: x.as_chunks().0, out, pair: std::marker::PhantomData })
             };
         }
         match out.len() / 2 {
@@ -306,7 +323,9 @@ impl<P: Pair, const M: usize> WithSimd for Tile<'_, P, M> {
     fn with_simd<S: Simd>(self, simd: S) {
         for part in 0..LANES / S::F32_LANES {
             let mut sums = [[simd.splat_f32s(0.0); 2]; M];
-            for (column, x) in self.panel.chunks_exact(P::LINES).zip(self.x) {
+            let columns = self.panel.chunks_exact(P::LINES).zip(self.ahead.chunks_exact(P::LINES));
+            for ((column, ahead), x) in columns.zip(self.x) {
+                prefetch(ahead);
                 let (low, high) = P::widen(simd, column, part);
                 for m in 0..M {
                     let x = simd.splat_f32s(x[m]);
