@@ -4,6 +4,7 @@
 //! [`engine::Backend`] (CPU here; CUDA later). Nothing in this crate knows of terminals, routers or supervisors.
 
 pub mod cpu;
+pub mod cuda;
 pub mod engine;
 pub mod server;
 pub mod tokenizer;

@@ -67,7 +67,11 @@ impl CpuBackend {
             max_model_len,
             device: format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" }),
         };
-        let limits = StepLimits { max_num_batched_tokens: options.max_num_batched_tokens, cached: !caches.is_empty() };
+        let limits = StepLimits {
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            cached: !caches.is_empty(),
+            previous_outputs: 0,
+        };
         let state = StepState {
             arch,
             arena,

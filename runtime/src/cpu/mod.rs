@@ -19,7 +19,8 @@ mod loaded;
 mod options;
 #[cfg(test)]
 mod tests;
-mod validate;
+
+pub(crate) mod validate;
 
 pub use backend::CpuBackend;
 pub use bandwidth::read_bandwidth;

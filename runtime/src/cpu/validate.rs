@@ -8,6 +8,8 @@ pub struct StepLimits {
     pub max_num_batched_tokens: usize,
     /// The model keeps a cache: slots and block tables are used.
     pub cached: bool,
+    /// Output rows of the step before whose tokens this one may name (see `StepBatch::token_ids`).
+    pub previous_outputs: usize,
 }
 
 /// What is wrong with `batch`, if anything.
@@ -22,7 +24,8 @@ pub fn check(batch: &StepBatch, info: &BackendInfo, limits: StepLimits) -> Resul
     if batch.positions.len() != tokens {
         return Err(format!("{tokens} tokens and {} positions", batch.positions.len()));
     }
-    if let Some(id) = batch.token_ids.iter().find(|&&id| id as usize >= info.vocab_size) {
+    let is_known = |id: u32| (id as usize) < info.vocab_size || (!id as usize) < limits.previous_outputs;
+    if let Some(id) = batch.token_ids.iter().find(|&&id| !is_known(id)) {
         return Err(format!("token id {id} is outside the vocabulary of {}", info.vocab_size));
     }
     if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= info.max_model_len) {
@@ -74,6 +77,9 @@ fn check_sequence(
     };
     if table.len() * info.block_size < context_len {
         return Err(format!("{} blocks for a context of {context_len} tokens", table.len()));
+    }
+    if table.len() > info.max_model_len.div_ceil(info.block_size) {
+        return Err(format!("a block table of {} blocks, longer than the longest sequence", table.len()));
     }
     match table.iter().find(|&&block| block as usize >= info.num_blocks) {
         Some(block) => Err(format!("block {block} is outside the pool of {}", info.num_blocks)),

@@ -24,7 +24,8 @@ pub struct BackendInfo {
 /// One step: T tokens of S sequences, decode rows (one token) first, then prefill chunks (more than one).
 #[derive(Debug, Default)]
 pub struct StepBatch {
-    /// `[T]`
+    /// `[T]` An id of `!row` (all bits of `row` turned over) stands for the token that output row `row` of the step before
+    /// got, which the host may not know yet. Only for backends with more than one step under way.
     pub token_ids: Vec<u32>,
     /// `[T]` position of each token in its sequence.
     pub positions: Vec<u32>,
@@ -102,6 +103,35 @@ pub trait Backend: Send {
     /// # Errors
     /// A failed step fails the requests in it. After a `fatal` error the engine stops and the process ends.
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError>;
+
+    /// Steps that may be under way at once. 1: a step is over when [`Self::step`] returns, and that is the only way.
+    /// More: the next step can be submitted before the tokens of this one are known, see [`StepBatch::token_ids`].
+    fn max_steps_in_flight(&self) -> usize {
+        1
+    }
+
+    /// Enqueue one step and return at once.
+    ///
+    /// # Errors
+    /// As [`Self::step`]; also when [`Self::max_steps_in_flight`] are under way. Nothing was enqueued then.
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
+        let _ = batch;
+        Err(self.runs_one_by_one())
+    }
+
+    /// Wait for the oldest step that was submitted and return its rows, as [`Self::step`] would.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
+        Err(self.runs_one_by_one())
+    }
+
+    #[doc(hidden)]
+    fn runs_one_by_one(&self) -> BackendError {
+        let what = "this backend runs one step at a time".to_owned();
+        BackendError { device: self.info().device.clone(), what, fatal: false }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

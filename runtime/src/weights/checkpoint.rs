@@ -1,5 +1,5 @@
 use super::names::candidates;
-use super::{HostTensor, StoredType, TensorSource, WeightsError};
+use super::{HostTensor, StoredType, TensorLocation, TensorSource, WeightsError};
 use mserve_planner::model::checkpoint::{LENGTH_PREFIX_BYTES, TensorInfo, header_bytes, parse_header, parse_index};
 use mserve_planner::model::{Program, Weight};
 use std::collections::HashMap;
@@ -109,6 +109,14 @@ impl Checkpoint {
         candidates(&weight.name, prefixes).iter().find_map(|name| self.tensors.get(name))
     }
 
+    fn fitting(&self, weight: &Weight, prefixes: &[String]) -> Result<(&Location, StoredType), WeightsError> {
+        let Some(at) = self.find(weight, prefixes) else {
+            let (path, first) = (self.path.clone(), vec![weight.name.clone()]);
+            return Err(WeightsError::Missing { path, missing_count: 1, first });
+        };
+        Ok((at, self.check_fit(weight, at)?))
+    }
+
     /// The tensor's element type, if its shape and type are those of a weight of the model.
     fn check_fit(&self, weight: &Weight, at: &Location) -> Result<StoredType, WeightsError> {
         let path = || self.shards[at.shard].path.clone();
@@ -146,15 +154,15 @@ impl TensorSource for Checkpoint {
         Err(WeightsError::Missing { path: self.path.clone(), missing_count, first: missing })
     }
 
+    fn locate(&self, weight: &Weight, prefixes: &[String]) -> Result<Option<TensorLocation<'_>>, WeightsError> {
+        let (at, stored) = self.fitting(weight, prefixes)?;
+        let shard = &self.shards[at.shard];
+        let offset = shard.data_start + at.info.begin;
+        Ok(Some(TensorLocation { file: &shard.file, path: &shard.path, offset, bytes: at.info.bytes(), stored }))
+    }
+
     fn read(&self, weight: &Weight, prefixes: &[String]) -> Result<HostTensor, WeightsError> {
-        let Some(at) = self.find(weight, prefixes) else {
-            return Err(WeightsError::Missing {
-                path: self.path.clone(),
-                missing_count: 1,
-                first: vec![weight.name.clone()],
-            });
-        };
-        let stored = self.check_fit(weight, at)?;
+        let (at, stored) = self.fitting(weight, prefixes)?;
         let shard = &self.shards[at.shard];
         let too_large = || WeightsError::TooLarge {
             path: shard.path.clone(),

@@ -15,6 +15,8 @@ pub use host_tensor::{HostTensor, StoredType};
 pub use random::RandomWeights;
 
 use mserve_planner::model::{Program, Weight};
+use std::fs::File;
+use std::path::Path;
 
 /// Where a backend gets a model's tensors from.
 pub trait TensorSource: Sync {
@@ -30,4 +32,24 @@ pub trait TensorSource: Sync {
     /// # Errors
     /// When it is missing, has another shape, or cannot be read.
     fn read(&self, weight: &Weight, prefixes: &[String]) -> Result<HostTensor, WeightsError>;
+
+    /// Where the weight's bytes lie in a file, for backends that bring them to a device in pieces. `None` when there is
+    /// no file: then [`Self::read`] is the way.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    fn locate(&self, weight: &Weight, prefixes: &[String]) -> Result<Option<TensorLocation<'_>>, WeightsError> {
+        let _ = (weight, prefixes);
+        Ok(None)
+    }
+}
+
+/// A tensor's place in a file: little endian, row-major.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorLocation<'a> {
+    pub file: &'a File,
+    pub path: &'a Path,
+    pub offset: u64,
+    pub bytes: u64,
+    pub stored: StoredType,
 }

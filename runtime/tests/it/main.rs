@@ -1,4 +1,5 @@
 mod cpu;
+mod cuda_emulation;
 mod engine;
 mod server;
 mod weights;

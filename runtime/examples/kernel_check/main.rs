@@ -1,0 +1,90 @@
+//! The kernels by themselves: compiled for every architecture without a card, checked against float64 and timed on one.
+//!
+//! `kernel_check compile`          every kernel by NVRTC for sm_80, sm_89, sm_90a, sm_100a; needs libnvrtc only
+//! `kernel_check check time`       on the card at hand: results against plain loops in float64, then rates beside bounds
+//! `kernel_check check attention`  sections whose name contains a word
+#![allow(unsafe_code)]
+#![allow(clippy::print_stdout)]
+
+mod card;
+mod check;
+mod check_attention;
+mod numbers;
+mod time;
+mod time_attention;
+mod time_products;
+
+use card::{Card, Outcome};
+use mserve_runtime::cuda::{compile, device, kernels, libraries};
+use std::process::ExitCode;
+use std::time::Instant;
+
+const ARCHITECTURES: [(i32, i32); 4] = [(8, 0), (8, 9), (9, 0), (10, 0)];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|w| w == "compile") {
+        return compile_everywhere();
+    }
+    let card = match Card::open() {
+        Ok(card) => card,
+        Err(error) => {
+            eprintln!("kernel_check: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("{}", card.describe());
+    let mut failed = 0;
+    for (name, section) in sections() {
+        let (kind, topic) = name.split_once(' ').unwrap_or((name, ""));
+        let chosen = |word: &String| word == kind || word == topic || word == name;
+        if !words.is_empty() && !words.iter().any(chosen) {
+            continue;
+        }
+        let start = Instant::now();
+        println!("\n== {name}");
+        if let Err(error) = section(&card) {
+            failed += 1;
+            println!("FAILED {name}: {error}");
+        }
+        println!("[{name}: {:.1} s]", start.elapsed().as_secs_f64());
+    }
+    println!("\n{failed} sections failed");
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+type Section = fn(&Card) -> Outcome;
+
+fn sections() -> [(&'static str, Section); 9] {
+    [
+        ("check rows", check::rows),
+        ("check products", check::products),
+        ("check sample", check::sample),
+        ("check attention", check_attention::all),
+        ("time prefill", time_attention::prefill),
+        ("time decode", time_attention::decode),
+        ("time products", time_products::all),
+        ("time rows", time::rows),
+        ("time sample", time::sample),
+    ]
+}
+
+fn compile_everywhere() -> ExitCode {
+    if let Err(error) = libraries::open(libraries::Library::Nvrtc) {
+        eprintln!("kernel_check: {error}");
+        return ExitCode::FAILURE;
+    }
+    let mut failed = 0;
+    for capability in ARCHITECTURES {
+        let arch = device::arch(capability);
+        let start = Instant::now();
+        let sources = kernels::sources(&kernels::HEAD_DIMS, capability);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        if let Err(error) = compile::compile_all(&sources, &arch, None, threads) {
+            failed += 1;
+            println!("{arch}: {error}");
+        }
+        println!("{arch}: {} compilations, {:.1} s", sources.len(), start.elapsed().as_secs_f64());
+    }
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

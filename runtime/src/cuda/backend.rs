@@ -1,0 +1,459 @@
+use super::buckets::bucket_for;
+use super::executor::PrefillChunks;
+use super::graph::Graph;
+use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
+use super::load::{LoadedModel, MAX_BIAS_ENTRIES, load};
+use super::memory::{DeviceMemory, PinnedMemory};
+use super::metadata::{self, MetadataLayout, StepShape};
+use super::step_slots::{SLOTS, StepSlot, WantedRow};
+use super::token_state::TokenStateSlots;
+use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
+use crate::cpu::validate::{self, StepLimits};
+use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, RowSampling, StepBatch};
+use crate::weights::TensorSource;
+use cudarc::driver::sys;
+use mserve_planner::model::ModelSpec;
+use std::collections::{HashMap, VecDeque};
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum WeightOrigin<'a> {
+    Source(&'a dyn TensorSource),
+    /// Made on the card, for measuring speed.
+    Random {
+        seed: u64,
+    },
+}
+
+impl std::fmt::Debug for WeightOrigin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Source(_)) { "Source" } else { "Random" })
+    }
+}
+
+/// A model on one NVIDIA card.
+///
+/// Field order is drop order: graphs before the memory that they replay over.
+#[derive(Debug)]
+pub struct CudaBackend {
+    graphs: HashMap<usize, Graph>,
+    in_flight: VecDeque<InFlight>,
+    slots: Vec<StepSlot>,
+    next_slot: usize,
+    bias: PinnedMemory,
+    lists: TokenLists,
+    token_state: TokenStateSlots,
+    model: LoadedModel,
+    graph_capture: GraphCapture,
+    info: BackendInfo,
+    /// Output rows of the step submitted last: their tokens are still on the card.
+    previous_outputs: usize,
+    last_block_tables: (usize, Vec<i32>),
+    block_tables: Vec<i32>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    slot: usize,
+    wanted: Vec<WantedRow>,
+}
+
+/// Token ids on their way to a token-state slot.
+#[derive(Debug)]
+struct TokenLists {
+    host: PinnedMemory,
+    device: DeviceMemory,
+}
+
+/// How a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Replay { bucket: usize },
+    Launch,
+}
+
+impl CudaBackend {
+    /// Brings the model onto a card and prepares every size of step. `progress` hears (bytes read, bytes in all).
+    ///
+    /// # Errors
+    /// See [`CudaError`]; nothing stays allocated.
+    pub fn load(
+        spec: &ModelSpec,
+        origin: &WeightOrigin<'_>,
+        options: &CudaOptions,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Self, CudaError> {
+        let model = load(spec, origin, options, progress)?;
+        let (device, sizes) = (model.executor.device.clone(), model.sizes.clone());
+        let slot = || {
+            StepSlot::new(&device, sizes.metadata_words(), sizes.max_num_seqs * sizes.max_blocks, sizes.max_num_seqs)
+        };
+        let slots = (0..SLOTS).map(|_| slot()).collect::<Result<Vec<_>, _>>()?;
+        let list_bytes = (2 * sizes.max_model_len + MAX_BIAS_ENTRIES) * 4;
+        let info = BackendInfo {
+            output_width: sizes.vocab_size,
+            vocab_size: sizes.vocab_size,
+            block_size: BLOCK_SIZE as usize,
+            num_blocks: model.budget.num_blocks as usize,
+            kv_cache_bytes: model.budget.kv_cache_bytes,
+            max_model_len: sizes.max_model_len,
+            device: device.name.clone(),
+        };
+        let mut backend = Self {
+            graphs: HashMap::new(),
+            in_flight: VecDeque::new(),
+            slots,
+            next_slot: 0,
+            bias: PinnedMemory::new(&device, MAX_BIAS_ENTRIES * 8, "bias lists")?,
+            lists: TokenLists {
+                host: PinnedMemory::new(&device, list_bytes, "token lists")?,
+                device: DeviceMemory::new(&device, list_bytes as u64, "token lists")?,
+            },
+            token_state: TokenStateSlots::new(sizes.max_num_seqs),
+            graph_capture: options.graphs,
+            info,
+            previous_outputs: 0,
+            last_block_tables: (0, Vec::new()),
+            block_tables: Vec::new(),
+            model,
+        };
+        if options.graphs == GraphCapture::AtStart {
+            backend.capture_all()?;
+        }
+        Ok(backend)
+    }
+
+    /// Phases of the load in milliseconds.
+    pub fn timings(&self) -> &[(&'static str, f64)] {
+        &self.model.timings
+    }
+
+    /// What was planned for the card's memory, the cache last.
+    pub fn planned_memory(&self) -> &[MemoryTerm] {
+        &self.model.budget.terms
+    }
+
+    /// What is in use on the card now, by whomever.
+    pub fn used_bytes(&self) -> Result<u64, CudaError> {
+        let memory = self.model.executor.device.memory()?;
+        Ok(memory.total_bytes - memory.free_bytes)
+    }
+
+    pub fn weight_bytes(&self) -> u64 {
+        self.model.weight_bytes
+    }
+
+    /// (from an earlier start, measured now, of these by our own kernels, left to cuBLASLt's heuristic)
+    pub fn tuned_products(&self) -> (usize, usize, usize, usize) {
+        let t = self.model.tuning;
+        (t.remembered, t.measured, t.own, t.left)
+    }
+
+    fn capture_all(&mut self) -> Result<(), CudaError> {
+        let begin = std::time::Instant::now();
+        for bucket in self.model.sizes.decode_buckets.clone().into_iter().rev() {
+            self.capture(bucket)?;
+        }
+        self.model.executor.device.synchronize()?;
+        self.model.timings.push(("graphs", begin.elapsed().as_secs_f64() * 1e3));
+        Ok(())
+    }
+
+    /// Runs a step of padding rows, so that all kernels are loaded, then records it.
+    fn capture(&mut self, bucket: usize) -> Result<(), CudaError> {
+        let shape = decode_shape(bucket);
+        let layout = MetadataLayout::new(&shape);
+        let mut words = vec![0; layout.words];
+        metadata::pack(&StepBatch::default(), &shape, &layout, &mut words);
+        let bytes: Vec<u8> = words.iter().flat_map(|w: &i32| w.to_le_bytes()).collect();
+        self.model.memory.surfaces.write(0, &bytes)?;
+        let executor = &mut self.model.executor;
+        let device = executor.device.clone();
+        // SAFETY: the memory of the model was allocated for the largest step, which no bucket exceeds; the metadata on
+        // the device is of this shape and names no slots, blocks or positions.
+        unsafe { executor.run(&shape, PrefillChunks::default())? };
+        let graph = Graph::capture(&device, || {
+            // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with
+            // metadata of this shape on the device.
+            unsafe { executor.run(&shape, PrefillChunks::default()) }
+        })?;
+        self.graphs.insert(bucket, graph);
+        Ok(())
+    }
+
+    /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.
+    /// A token id of `!row` stands for the token that the step before chose in its output row `row`.
+    ///
+    /// # Errors
+    /// A step that breaks the limits is refused and nothing runs; any other error is fatal.
+    fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
+        self.check(batch)?;
+        self.model.executor.device.bind()?;
+        let (shape, mode, prefill) = self.shape(batch);
+        if let Mode::Replay { bucket } = mode
+            && !self.graphs.contains_key(&bucket)
+        {
+            self.capture(bucket)?;
+        }
+        let slot = self.next_slot;
+        let layout = MetadataLayout::new(&shape);
+        self.token_state.begin_step();
+        let wanted = self.send_metadata(batch, &shape, &layout, slot)?;
+        self.send_block_tables(batch, slot)?;
+        match mode {
+            Mode::Replay { bucket } => {
+                if let Some(graph) = self.graphs.get(&bucket) {
+                    // SAFETY: all memory lives as long as `self`, and metadata of this shape was sent before it.
+                    unsafe { graph.launch()? };
+                }
+            }
+            // SAFETY: as above; sizes were checked against those that the memory was made for.
+            Mode::Launch => unsafe { self.model.executor.run(&shape, prefill)? },
+        }
+        let all = wanted.iter().any(|w| w.logprobs.is_some()).then_some(self.model.sizes.max_num_seqs);
+        let (outputs, stream) = (self.model.executor.surfaces.outputs.token_ids, self.model.executor.device.stream());
+        // SAFETY: the outputs are those of `max_num_seqs` rows; the slot is read in `oldest`, after `done`.
+        unsafe { self.slots[slot].fetch(outputs, wanted.len(), all, stream)? };
+        self.previous_outputs = wanted.len();
+        self.in_flight.push_back(InFlight { slot, wanted });
+        self.next_slot = (slot + 1) % SLOTS;
+        Ok(())
+    }
+
+    /// Waits for the oldest step and returns its rows; nothing when none is under way.
+    fn oldest(&mut self) -> Result<Vec<RowOutput>, CudaError> {
+        let Some(oldest) = self.in_flight.pop_front() else { return Ok(Vec::new()) };
+        let slot = &self.slots[oldest.slot];
+        slot.done.wait()?;
+        Ok(slot.results(&oldest.wanted, self.model.sizes.max_num_seqs))
+    }
+
+    /// Logits of the last step's output rows, `[rows, vocab_size]`. For checks: a step keeps them on the card.
+    pub fn logits(&self, rows: usize) -> Result<Vec<Vec<f32>>, CudaError> {
+        let plan = &self.model.executor.plan;
+        let offset = plan.logits - self.model.memory.arena.pointer();
+        let stride = plan.logits_stride as usize;
+        let bytes = self.model.memory.arena.read(offset, rows * stride * 4)?;
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        Ok(values.chunks(stride).map(|row| row[..self.info.vocab_size].to_vec()).collect())
+    }
+
+    fn check(&self, batch: &StepBatch) -> Result<(), CudaError> {
+        let sizes = &self.model.sizes;
+        let refuse = |value: String| Err(CudaError::Option { option: "step", value, must: "one that fits".to_owned() });
+        let (max_num_batched_tokens, previous_outputs) = (sizes.max_num_batched_tokens, self.previous_outputs);
+        let limits = StepLimits { max_num_batched_tokens, cached: true, previous_outputs };
+        if let Err(what) = validate::check(batch, &self.info, limits) {
+            return refuse(what);
+        }
+        if batch.sequences.len() > sizes.max_num_seqs {
+            return refuse(format!("{} sequences, at most {} fit", batch.sequences.len(), sizes.max_num_seqs));
+        }
+        if batch.sequences.iter().any(|s| s.wants_output && s.sampling.is_none()) {
+            return refuse("a sequence that wants a vector".to_owned());
+        }
+        if self.in_flight.len() >= SLOTS - 1 {
+            return refuse(format!("the step would be number {} under way", self.in_flight.len() + 1));
+        }
+        Ok(())
+    }
+
+    fn shape(&self, batch: &StepBatch) -> (StepShape, Mode, PrefillChunks) {
+        let sizes = &self.model.sizes;
+        let bucket = bucket_for(&sizes.decode_buckets, batch.sequences.len());
+        if let Some(bucket) = bucket
+            && metadata::is_pure_decode(batch)
+        {
+            let graph = self.graph_capture != GraphCapture::Never;
+            let mode = if graph { Mode::Replay { bucket } } else { Mode::Launch };
+            return (decode_shape(bucket), mode, PrefillChunks::default());
+        }
+        let shape = metadata::eager_shape(batch, sizes.max_num_batched_tokens, &sizes.decode_buckets);
+        let chunks = batch.sequences[shape.decodes..].iter().map(|s| s.query_len as u32);
+        (shape, Mode::Launch, PrefillChunks { tiles: prefill_tiles(chunks) })
+    }
+
+    fn send_metadata(
+        &mut self,
+        batch: &StepBatch,
+        shape: &StepShape,
+        layout: &MetadataLayout,
+        slot: usize,
+    ) -> Result<Vec<WantedRow>, CudaError> {
+        let mut words = vec![0; layout.words];
+        metadata::pack(batch, shape, layout, &mut words);
+        let mut wanted = Vec::with_capacity(shape.outputs);
+        let mut bias: Vec<(u32, f32)> = Vec::new();
+        let samplings = batch.sequences.iter().filter(|s| s.wants_output).filter_map(|s| s.sampling.as_ref());
+        for (row, sampling) in samplings.enumerate() {
+            let at = layout.sample_rows + row * SAMPLE_ROW_WORDS;
+            let sample_row = self.sample_row(sampling, &mut bias)?;
+            words[at..at + SAMPLE_ROW_WORDS].copy_from_slice(&sample_row.words());
+            wanted.push(WantedRow { logprobs: sampling.params.logprobs });
+        }
+        self.send_bias(&bias)?;
+        let (stream, to) = (self.model.executor.device.stream(), self.model.executor.surfaces.metadata);
+        let host = &mut self.slots[slot].words;
+        copy_words(host.as_mut_slice(), &words);
+        // SAFETY: the metadata range has room for the largest step's words. The slot's earlier copy has passed: a slot
+        // comes round again only after its step was collected.
+        unsafe { host.copy_to(to, words.len() * 4, stream)? };
+        Ok(wanted)
+    }
+
+    fn sample_row(&mut self, sampling: &RowSampling, bias: &mut Vec<(u32, f32)>) -> Result<SampleRow, CudaError> {
+        let params = &*sampling.params;
+        let begin = bias.len();
+        bias.extend(&params.logit_bias);
+        bias.extend(sampling.forbidden_token_ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
+        if bias.len() > MAX_BIAS_ENTRIES {
+            let (value, must) = (bias.len().to_string(), format!("at most {MAX_BIAS_ENTRIES} in a step"));
+            return Err(CudaError::Option { option: "logit_bias", value, must });
+        }
+        let listed: Vec<u32> = bias[begin..].iter().map(|b| b.0).collect();
+        let slot = self.token_state.slot_for(sampling, &listed);
+        if let Some(slot) = slot.filter(|s| s.reset) {
+            self.reset_token_state(slot.slot, sampling, &listed)?;
+        }
+        Ok(SampleRow {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            state_slot: slot.map(|s| s.slot),
+            seed: sampling.seed,
+            step: sampling.step,
+            bias_begin: begin as u32,
+            bias_count: (bias.len() - begin) as u32,
+            logprobs: params.logprobs,
+        })
+    }
+
+    /// Rare: when a sequence with penalties or a bias starts. Waits for the stream, so that the lists can be reused.
+    fn reset_token_state(&mut self, slot: u32, sampling: &RowSampling, listed: &[u32]) -> Result<(), CudaError> {
+        let executor = &self.model.executor;
+        executor.device.synchronize()?;
+        let words: Vec<i32> = sampling
+            .prompt_token_ids
+            .iter()
+            .chain(&sampling.output_token_ids)
+            .chain(listed)
+            .map(|&id| id as i32)
+            .collect();
+        if words.len() * 4 > self.lists.host.bytes() {
+            let (value, must) = (words.len().to_string(), "no longer than two contexts".to_owned());
+            return Err(CudaError::Option { option: "token lists", value, must });
+        }
+        copy_words(self.lists.host.as_mut_slice(), &words);
+        let base = self.lists.device.pointer();
+        let counts = [sampling.prompt_token_ids.len(), sampling.output_token_ids.len(), listed.len()];
+        let starts = [0, counts[0], counts[0] + counts[1]].map(|at| base + 4 * at as u64);
+        let lists = [(starts[0], counts[0]), (starts[1], counts[1]), (starts[2], counts[2])];
+        // SAFETY: the host list was copied from last before the synchronisation above; the device list is as long as
+        // the host's; the slot is one of `max_num_seqs`.
+        unsafe {
+            self.lists.host.copy_to(base, words.len() * 4, executor.device.stream())?;
+            executor.reset_token_state(slot, lists)
+        }
+    }
+
+    /// Rare as well: rows with a bias, or before `min_tokens`.
+    fn send_bias(&mut self, bias: &[(u32, f32)]) -> Result<(), CudaError> {
+        if bias.is_empty() {
+            return Ok(());
+        }
+        let (device, surfaces) = (&self.model.executor.device, &self.model.executor.surfaces);
+        device.synchronize()?;
+        let words: Vec<i32> = bias
+            .iter()
+            .map(|b| b.0 as i32)
+            .chain(std::iter::repeat_n(0, MAX_BIAS_ENTRIES - bias.len()))
+            .chain(bias.iter().map(|b| b.1.to_bits() as i32))
+            .collect();
+        copy_words(self.bias.as_mut_slice(), &words);
+        // SAFETY: tokens and values lie one behind the other (`SurfaceOffsets`), each with room for MAX_BIAS_ENTRIES; the
+        // host list was read before the synchronisation above.
+        unsafe { self.bias.copy_to(surfaces.bias_tokens, words.len() * 4, device.stream()) }
+    }
+
+    /// Tables of the step's sequences, by rows, when they are not there already.
+    fn send_block_tables(&mut self, batch: &StepBatch, slot: usize) -> Result<(), CudaError> {
+        let width = metadata::pack_block_tables(batch, &mut self.block_tables);
+        if width == 0 || (width, &self.block_tables) == (self.last_block_tables.0, &self.last_block_tables.1) {
+            return Ok(());
+        }
+        let (device, surfaces) = (&self.model.executor.device, &self.model.executor.surfaces);
+        let host = &mut self.slots[slot].block_tables;
+        copy_words(host.as_mut_slice(), &self.block_tables);
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+            srcHost: host.as_slice().as_ptr().cast(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: width * 4,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: surfaces.block_tables,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: surfaces.max_blocks as usize * 4,
+            WidthInBytes: width * 4,
+            Height: batch.sequences.len(),
+        };
+        // SAFETY: `check` holds: no more sequences than rows, no table longer than `max_blocks`; the slot's memory is not
+        // written before its step was collected.
+        let result = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, device.stream()) };
+        device.check("cuMemcpy2DAsync", result)?;
+        std::mem::swap(&mut self.last_block_tables.1, &mut self.block_tables);
+        self.last_block_tables.0 = width;
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
+        if !self.in_flight.is_empty() {
+            let what = format!("{} steps are under way: collect them first", self.in_flight.len());
+            return Err(BackendError { device: self.info.device.clone(), what, fatal: false });
+        }
+        let result = self.enqueue(batch).and_then(|()| self.oldest());
+        result.map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn max_steps_in_flight(&self) -> usize {
+        SLOTS - 1
+    }
+
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
+        self.enqueue(batch).map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
+        self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Copies under way end before the memory that they use goes. A lost context has none.
+        drop(self.model.executor.device.synchronize());
+    }
+}
+
+const fn decode_shape(bucket: usize) -> StepShape {
+    StepShape { tokens: bucket, decodes: bucket, sequences: bucket, outputs: bucket }
+}
+
+fn copy_words(bytes: &mut [u8], words: &[i32]) {
+    bytes.as_chunks_mut::<4>().0.iter_mut().zip(words).for_each(|(b, w)| *b = w.to_le_bytes());
+}

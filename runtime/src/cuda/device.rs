@@ -1,0 +1,162 @@
+//! One card: its context, the stream that all work of a replica goes through, and what it is.
+
+use super::CudaError;
+use super::error::{OLDEST_CAPABILITY, OLDEST_DRIVER};
+use super::libraries;
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::{CudaContext, DriverError};
+use std::sync::Arc;
+
+/// A card that is ready to be used from this thread.
+#[derive(Debug)]
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: StreamHandle,
+    pub name: String,
+    /// (major, minor): (9, 0) is Hopper.
+    pub compute_capability: (i32, i32),
+    pub multiprocessors: u32,
+    /// Most dynamic shared memory that a block may ask for.
+    pub shared_memory_per_block_bytes: u32,
+    pub total_bytes: u64,
+    /// CUDA version of the driver, 13000 for 13.0.
+    pub driver_version: i32,
+}
+
+#[derive(Debug)]
+struct StreamHandle(sys::CUstream);
+
+// SAFETY: a stream handle is an opaque pointer that the driver allows to be used from any thread whose current context
+// is the stream's own; `Device::bind` sees to that before a thread uses it.
+unsafe impl Send for StreamHandle {}
+// SAFETY: as above; the driver's calls on streams are thread-safe.
+unsafe impl Sync for StreamHandle {}
+
+/// Free and total bytes of a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+impl Device {
+    /// Opens the libraries, then device `ordinal` of those that CUDA_VISIBLE_DEVICES shows.
+    ///
+    /// # Errors
+    /// See [`CudaError`]: no driver, driver too old, no such device, card too old, library missing.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        libraries::open_all()?;
+        cudarc::driver::result::init().map_err(|e| CudaError::NoDriver { why: format!("cuInit: {:?}", e.0) })?;
+        let mut driver_version = 0;
+        // SAFETY: writes one integer through a pointer to a live one.
+        let result = unsafe { sys::cuDriverGetVersion(&raw mut driver_version) };
+        check("driver", "cuDriverGetVersion", result)?;
+        if driver_version < OLDEST_DRIVER {
+            return Err(CudaError::DriverTooOld { found: driver_version, needed: OLDEST_DRIVER });
+        }
+        let count = CudaContext::device_count().map_err(from("driver", "cuDeviceGetCount"))? as usize;
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal).map_err(from("device", "cuDevicePrimaryCtxRetain"))?;
+        Self::describe(context, driver_version)
+    }
+
+    fn describe(context: Arc<CudaContext>, driver_version: i32) -> Result<Self, CudaError> {
+        let name = context.name().map_err(from("device", "cuDeviceGetName"))?;
+        // SAFETY: every allocation, copy and launch of this backend goes through its one stream or is followed by a
+        // synchronisation, so nothing relies on cudarc's events; with them captured launches would be refused.
+        unsafe { context.disable_event_tracking() };
+        let attribute = |a| context.attribute(a).map_err(from(&name, "cuDeviceGetAttribute"));
+        let compute_capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if compute_capability < OLDEST_CAPABILITY {
+            return Err(CudaError::CardTooOld { device: name, found: compute_capability, needed: OLDEST_CAPABILITY });
+        }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32;
+        let total = context.total_mem().map_err(from(&name, "cuDeviceTotalMem"))?;
+        let stream = cudarc::driver::result::stream::create(cudarc::driver::result::stream::StreamKind::NonBlocking)
+            .map_err(from(&name, "cuStreamCreate"))?;
+        Ok(Self {
+            stream: StreamHandle(stream),
+            compute_capability,
+            multiprocessors,
+            shared_memory_per_block_bytes: shared,
+            total_bytes: total as u64,
+            driver_version,
+            name,
+            context,
+        })
+    }
+
+    /// Architecture name for NVRTC: the card's own, with the instructions that only it has from Hopper on.
+    pub fn arch(&self) -> String {
+        arch(self.compute_capability)
+    }
+
+    /// Makes the context current on the calling thread.
+    pub fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(from(&self.name, "cuCtxSetCurrent"))
+    }
+
+    pub fn stream(&self) -> sys::CUstream {
+        self.stream.0
+    }
+
+    pub fn memory(&self) -> Result<MemoryInfo, CudaError> {
+        let (free, total) = self.context.mem_get_info().map_err(from(&self.name, "cuMemGetInfo"))?;
+        Ok(MemoryInfo { free_bytes: free as u64, total_bytes: total as u64 })
+    }
+
+    /// Waits for all work of the stream.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream lives as long as `self`.
+        let result = unsafe { sys::cuStreamSynchronize(self.stream.0) };
+        self.check("cuStreamSynchronize", result)
+    }
+
+    pub fn check(&self, call: &'static str, result: CUresult) -> Result<(), CudaError> {
+        check(&self.name, call, result)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            // SAFETY: created in `describe` and destroyed only here; the driver finishes its work first. An error
+            // means that the context is lost, and the stream with it.
+            let _ = unsafe { cudarc::driver::result::stream::destroy(self.stream.0) };
+        }
+    }
+}
+
+fn check(device: &str, call: &'static str, result: CUresult) -> Result<(), CudaError> {
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        result => Err(CudaError::from_driver(device, call, result)),
+    }
+}
+
+fn from(device: &str, call: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| CudaError::from_driver(device, call, error.0)
+}
+
+/// `sm_90a` for (9, 0): from Hopper on the card's own instructions need the `a` target.
+pub fn arch((major, minor): (i32, i32)) -> String {
+    let suffix = if major >= 9 { "a" } else { "" };
+    format!("sm_{major}{minor}{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::arch;
+
+    #[test]
+    fn architectures_have_the_names_that_nvrtc_knows() {
+        let names = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)].map(arch);
+        assert_eq!(names, ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120a"]);
+    }
+}

@@ -1,0 +1,348 @@
+//! Walks the plan and launches: the one path of every step, replayed or not.
+
+use super::CudaError;
+use super::device::Device;
+use super::gemm::GemmOperands;
+use super::kernel_set::KernelSet;
+use super::kernels;
+use super::linear::Linears;
+use super::memory::DevicePointer;
+use super::metadata::{MetadataLayout, StepShape};
+use super::module::Arg;
+use super::plan::{DeviceOp, GatedActivation, HeadSizes, LinearOp, Plan};
+use mserve_planner::model::Rows;
+use std::sync::Arc;
+
+/// Where the kernels find what changes from step to step, and what lives beside activations and weights.
+#[derive(Debug, Clone)]
+pub struct Surfaces {
+    /// Packed step metadata, see [`MetadataLayout`].
+    pub metadata: DevicePointer,
+    /// `[max_num_seqs, max_blocks]`
+    pub block_tables: DevicePointer,
+    pub max_blocks: u32,
+    /// Tokens chosen by the step before, `[max_num_seqs]`: the first array of `outputs`.
+    pub outputs: OutputSurfaces,
+    /// Lists of biased tokens and their values.
+    pub bias_tokens: DevicePointer,
+    pub bias_values: DevicePointer,
+    /// `[max_num_seqs, token_state_stride]` u16
+    pub token_state: DevicePointer,
+    pub token_state_stride: u32,
+    pub vocab_size: u32,
+    /// Scratch of the decode attention.
+    pub partial: DevicePointer,
+    pub statistic: DevicePointer,
+    /// Longest sequence: bounds how far a context is split.
+    pub max_model_len: u32,
+    /// Cosine and sine tables of each rope.
+    pub ropes: Vec<RopeTable>,
+    /// Keys and values of each layer.
+    pub layers: Vec<(DevicePointer, DevicePointer)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct OutputSurfaces {
+    pub token_ids: DevicePointer,
+    pub logprobs: DevicePointer,
+    pub ranks: DevicePointer,
+    pub top_ids: DevicePointer,
+    pub top_logprobs: DevicePointer,
+    pub top_max: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct RopeTable {
+    pub cos: DevicePointer,
+    pub sin: DevicePointer,
+    /// Dimensions that rotate.
+    pub rotary: u32,
+}
+
+/// The prefill chunks of a step: sequences after the decodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PrefillChunks {
+    /// Blocks of the kernel's grid along the rows. 0: no chunks.
+    pub tiles: u32,
+}
+
+#[derive(Debug)]
+pub struct Executor {
+    pub device: Arc<Device>,
+    pub plan: Plan,
+    pub kernels: KernelSet,
+    pub linears: Linears,
+    pub surfaces: Surfaces,
+}
+
+/// One step's addresses and sizes.
+struct Step<'a> {
+    shape: &'a StepShape,
+    prefill: PrefillChunks,
+    token_ids: DevicePointer,
+    positions: DevicePointer,
+    slot_mapping: DevicePointer,
+    query_start: DevicePointer,
+    context_len: DevicePointer,
+    output_rows: DevicePointer,
+    sample_rows: DevicePointer,
+}
+
+impl Step<'_> {
+    const fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens => self.shape.tokens,
+            Rows::Sequences => self.shape.outputs,
+        }
+    }
+}
+
+impl Executor {
+    /// Launches every op of a step of this shape, then the choice of tokens.
+    ///
+    /// # Safety
+    /// All addresses of plan and surfaces must be device memory as large as the largest step needs, which `shape` does
+    /// not exceed, alive until the stream has passed (for a captured run: every replay). The metadata on the device must
+    /// be of this shape when the launches run: its block numbers, slots and positions are followed.
+    pub unsafe fn run(&mut self, shape: &StepShape, prefill: PrefillChunks) -> Result<(), CudaError> {
+        let layout = MetadataLayout::new(shape);
+        let word = |at: usize| self.surfaces.metadata + 4 * at as u64;
+        let step = Step {
+            shape,
+            prefill,
+            token_ids: word(layout.token_ids),
+            positions: word(layout.positions),
+            slot_mapping: word(layout.slot_mapping),
+            query_start: word(layout.query_start),
+            context_len: word(layout.context_len),
+            output_rows: word(layout.output_rows),
+            sample_rows: word(layout.sample_rows),
+        };
+        for at in 0..self.plan.ops.len() {
+            // SAFETY: passed on from the caller.
+            unsafe { self.op(at, &step)? };
+        }
+        // SAFETY: as above.
+        unsafe { self.sample(&step) }
+    }
+
+    unsafe fn op(&mut self, at: usize, step: &Step<'_>) -> Result<(), CudaError> {
+        if let DeviceOp::Linear(linear) = self.plan.ops[at] {
+            // SAFETY: passed on from the caller, as in each call below.
+            return unsafe { self.linear(&linear, step) };
+        }
+        // SAFETY: as above.
+        unsafe {
+            match &self.plan.ops[at] {
+                DeviceOp::Embed { table, out, width, vocab, scale } => {
+                    let args = [
+                        Arg::Pointer(step.token_ids),
+                        Arg::Pointer(self.surfaces.outputs.token_ids),
+                        Arg::Pointer(*table),
+                        Arg::Pointer(*out),
+                        Arg::Int(*width as i32),
+                        Arg::Int(*vocab as i32),
+                        Arg::Float(*scale),
+                    ];
+                    self.kernels.embed.launch(&kernels::embed(step.shape.tokens as u32, *width), &args)
+                }
+                op @ DeviceOp::Norm { .. } => self.norm(op, step),
+                op @ DeviceOp::RopeKvWrite { .. } => self.rope(op, step),
+                op @ DeviceOp::Attention { .. } => self.attention(op, step),
+                DeviceOp::GatedAct { rows, gate_up, out, width, activation } => {
+                    let kernel = match activation {
+                        GatedActivation::Silu => &self.kernels.silu_mul,
+                        GatedActivation::Gelu => &self.kernels.gelu_mul,
+                        GatedActivation::GeluTanh => &self.kernels.gelu_tanh_mul,
+                    };
+                    let args = [Arg::Pointer(*gate_up), Arg::Pointer(*out), Arg::Int(*width as i32)];
+                    kernel.launch(&kernels::gated_act(step.rows(*rows) as u32, *width), &args)
+                }
+                DeviceOp::GatherLast { x, out, width } => {
+                    let args =
+                        [Arg::Pointer(*x), Arg::Pointer(step.output_rows), Arg::Pointer(*out), Arg::Int(*width as i32)];
+                    self.kernels.gather_rows.launch(&kernels::gather(step.shape.outputs as u32, *width), &args)
+                }
+                DeviceOp::Linear(_) => Ok(()),
+            }
+        }
+    }
+
+    unsafe fn linear(&mut self, op: &LinearOp, step: &Step<'_>) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step.
+        unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands(op)) }
+    }
+
+    unsafe fn norm(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
+        let DeviceOp::Norm { rows, x, weight, add, out, width, eps, offset } = op else { return Ok(()) };
+        let Some(geometry) = kernels::rms_norm(step.rows(*rows) as u32, *width) else {
+            return Err(CudaError::Unsupported { op: "Norm", what: format!("rows of {width}") });
+        };
+        let mut args = vec![Arg::Pointer(*x), Arg::Pointer(*weight)];
+        args.extend(add.map(Arg::Pointer));
+        args.extend([Arg::Pointer(*out), Arg::Int(*width as i32), Arg::Float(*eps), Arg::Float(*offset)]);
+        let kernel = if add.is_some() { &self.kernels.rms_norm_add } else { &self.kernels.rms_norm };
+        // SAFETY: passed on from the caller.
+        unsafe { kernel.launch(&geometry, &args) }
+    }
+
+    unsafe fn rope(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
+        let DeviceOp::RopeKvWrite { qkv, heads, rope, q_norm, k_norm, eps, offset, layer } = op else { return Ok(()) };
+        let Some(attention) = self.kernels.by_head_dim.get(&heads.head_dim) else { return Err(no_kernels(heads)) };
+        let none = RopeTable { cos: 0, sin: 0, rotary: 0 };
+        let table = rope.map_or(none, |r| self.surfaces.ropes[r]);
+        let (keys, values) = self.surfaces.layers[*layer];
+        let tokens = step.shape.tokens as u32;
+        let args = [
+            Arg::Pointer(*qkv),
+            Arg::Pointer(step.positions),
+            Arg::Pointer(step.slot_mapping),
+            Arg::Pointer(table.cos),
+            Arg::Pointer(table.sin),
+            Arg::Pointer(q_norm.unwrap_or(0)),
+            Arg::Pointer(k_norm.unwrap_or(0)),
+            Arg::Pointer(keys),
+            Arg::Pointer(values),
+            Arg::Int(tokens as i32),
+            Arg::Int(heads.heads as i32),
+            Arg::Int(heads.kv_heads as i32),
+            Arg::Int(table.rotary as i32),
+            Arg::Float(*eps),
+            Arg::Float(*offset),
+        ];
+        // SAFETY: passed on from the caller.
+        unsafe { attention.rope.launch(&kernels::rope(tokens, heads.heads, heads.kv_heads), &args) }
+    }
+
+    unsafe fn attention(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
+        let DeviceOp::Attention { qkv, out, heads, layer, scale, softcap, window } = op else { return Ok(()) };
+        let Some(attention) = self.kernels.by_head_dim.get(&heads.head_dim) else { return Err(no_kernels(heads)) };
+        let (keys, values) = self.surfaces.layers[*layer];
+        let q_stride = ((heads.heads + 2 * heads.kv_heads) * heads.head_dim) as i32;
+        let (max_blocks, decodes) = (self.surfaces.max_blocks as i32, step.shape.decodes as u32);
+        let tail = [Arg::Float(*scale), Arg::Float(*softcap), Arg::Int(*window as i32)];
+        if decodes > 0 {
+            let splits = kernels::splits(decodes, heads.kv_heads, heads.head_dim, self.surfaces.max_model_len);
+            let mut args = vec![
+                Arg::Pointer(*qkv),
+                Arg::Int(q_stride),
+                Arg::Pointer(keys),
+                Arg::Pointer(values),
+                Arg::Pointer(self.surfaces.block_tables),
+                Arg::Pointer(step.context_len),
+                Arg::Pointer(*out),
+                Arg::Pointer(self.surfaces.partial),
+                Arg::Pointer(self.surfaces.statistic),
+                Arg::Int(max_blocks),
+                Arg::Int(heads.heads as i32),
+                Arg::Int(heads.kv_heads as i32),
+            ];
+            args.extend(tail);
+            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
+            // SAFETY: passed on from the caller.
+            unsafe { attention.decode.launch(&geometry, &args)? };
+            // A launch of its own: on an H200 the kernel that also adds up took 8 us a layer more at batch 1.
+            if splits > 1 {
+                let args = [
+                    Arg::Pointer(self.surfaces.partial),
+                    Arg::Pointer(self.surfaces.statistic),
+                    Arg::Pointer(step.context_len),
+                    Arg::Pointer(*out),
+                    Arg::Int(splits as i32),
+                    Arg::Int(*window as i32),
+                ];
+                // SAFETY: as above.
+                unsafe { attention.combine.launch(&kernels::attn_combine(decodes, heads.heads), &args)? };
+            }
+        }
+        if step.prefill.tiles > 0 {
+            let mut args = vec![
+                Arg::Pointer(*qkv),
+                Arg::Int(q_stride),
+                Arg::Pointer(keys),
+                Arg::Pointer(values),
+                Arg::Pointer(step.query_start),
+                Arg::Pointer(step.context_len),
+                Arg::Pointer(self.surfaces.block_tables),
+                Arg::Pointer(*out),
+                Arg::Int(max_blocks),
+                Arg::Int(decodes as i32),
+                Arg::Int(step.shape.sequences as i32),
+                Arg::Int(heads.kv_heads as i32),
+            ];
+            args.extend(tail);
+            let capability = self.device.compute_capability;
+            let (_, geometry) = kernels::prefill(step.prefill.tiles, heads.heads, heads.head_dim, capability);
+            // SAFETY: as above.
+            unsafe { attention.prefill.launch(&geometry, &args)? };
+        }
+        Ok(())
+    }
+
+    unsafe fn sample(&self, step: &Step<'_>) -> Result<(), CudaError> {
+        let (s, out) = (&self.surfaces, &self.surfaces.outputs);
+        let args = [
+            Arg::Pointer(self.plan.logits),
+            Arg::Pointer(step.sample_rows),
+            Arg::Pointer(s.token_state),
+            Arg::Pointer(s.bias_tokens),
+            Arg::Pointer(s.bias_values),
+            Arg::Pointer(out.token_ids),
+            Arg::Pointer(out.logprobs),
+            Arg::Pointer(out.ranks),
+            Arg::Pointer(out.top_ids),
+            Arg::Pointer(out.top_logprobs),
+            Arg::Int(s.vocab_size as i32),
+            Arg::Int(self.plan.logits_stride as i32),
+            Arg::Int(s.token_state_stride as i32),
+            Arg::Int(out.top_max as i32),
+        ];
+        // SAFETY: passed on from the caller.
+        unsafe { self.kernels.sample.launch(&kernels::sample(step.shape.outputs as u32), &args) }
+    }
+
+    /// Starts a token-state slot from scratch. The lists are (address, count) on the device.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; the lists must be there until the stream has passed.
+    pub unsafe fn reset_token_state(&self, slot: u32, lists: [(DevicePointer, usize); 3]) -> Result<(), CudaError> {
+        let s = &self.surfaces;
+        let state = s.token_state + u64::from(slot) * u64::from(s.token_state_stride) * 2;
+        let mut args = vec![Arg::Pointer(state), Arg::Int(s.vocab_size as i32), Arg::Int(s.token_state_stride as i32)];
+        for (list, count) in lists {
+            args.extend([Arg::Pointer(list), Arg::Int(count as i32)]);
+        }
+        // SAFETY: passed on from the caller.
+        unsafe { self.kernels.token_state_reset.launch(&kernels::token_state_reset(), &args) }
+    }
+}
+
+pub const fn operands(op: &LinearOp) -> GemmOperands {
+    GemmOperands { x: op.x, weight: op.weight, bias: op.bias, residual: op.residual, out: op.out }
+}
+
+fn no_kernels(heads: &HeadSizes) -> CudaError {
+    CudaError::Unsupported { op: "Attention", what: format!("head_dim {}", heads.head_dim) }
+}
+
+/// Elements of the decode attention's scratch arrays over all batch sizes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttentionScratch {
+    pub partial: u64,
+    pub statistic: u64,
+}
+
+impl AttentionScratch {
+    pub fn new(layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
+        let mut most = Self::default();
+        for heads in layers {
+            for sequences in 1..=max_num_seqs as u32 {
+                let splits = kernels::splits(sequences, heads.kv_heads, heads.head_dim, max_model_len);
+                let rows = u64::from(sequences) * u64::from(heads.heads) * u64::from(splits);
+                most.partial = most.partial.max(rows * u64::from(heads.head_dim));
+                most.statistic = most.statistic.max(rows * 2);
+            }
+        }
+        most
+    }
+}

@@ -1,0 +1,118 @@
+//! The kernels of one model, loaded.
+
+use super::compile::compile_all;
+use super::cubin_cache::DiskCache;
+use super::device::Device;
+use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Products, Variants};
+use super::module::{Kernel, Module};
+use super::{CudaError, plan::HeadSizes};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Kernels that do not depend on the head dimension, and those that do, by it.
+#[derive(Debug)]
+pub struct KernelSet {
+    pub embed: Kernel,
+    pub rms_norm: Kernel,
+    pub rms_norm_add: Kernel,
+    pub silu_mul: Kernel,
+    pub gelu_mul: Kernel,
+    pub gelu_tanh_mul: Kernel,
+    pub gather_rows: Kernel,
+    pub sample: Kernel,
+    pub token_state_reset: Kernel,
+    /// Small matrix products, in the order of [`Products::ALL`].
+    pub products: Vec<Kernel>,
+    pub by_head_dim: BTreeMap<u32, AttentionKernels>,
+}
+
+#[derive(Debug)]
+pub struct AttentionKernels {
+    pub rope: Kernel,
+    pub decode: Kernel,
+    pub combine: Kernel,
+    pub prefill: Kernel,
+}
+
+/// Machine code of every kernel file a model needs, by file name and head dimension.
+#[derive(Debug)]
+pub struct Cubins(HashMap<(&'static str, Option<u32>), Vec<u8>>);
+
+impl Cubins {
+    /// Compiles for `device`, or finds what an earlier start compiled.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] for a head dimension without kernels, or what the compiler says.
+    pub fn build(device: &Device, layers: &[HeadSizes], cache: Option<&DiskCache>) -> Result<Self, CudaError> {
+        let mut head_dims: Vec<u32> = layers.iter().map(|l| l.head_dim).collect();
+        head_dims.sort_unstable();
+        head_dims.dedup();
+        if let Some(other) = head_dims.iter().find(|d| !HEAD_DIMS.contains(d)) {
+            return Err(CudaError::Unsupported { op: "Attention", what: format!("head_dim {other}") });
+        }
+        let hopper = device.compute_capability.0 == 9;
+        let variants = |file: &'static KernelFile| -> Vec<(&'static KernelFile, Option<u32>)> {
+            let fits = |d: &u32| match file.variants {
+                Variants::Once => false,
+                Variants::HeadDims => true,
+                Variants::HopperHeadDims(listed) => hopper && listed.contains(d),
+            };
+            match file.variants {
+                Variants::Once => vec![(file, None)],
+                _ => head_dims.iter().copied().filter(fits).map(|d| (file, Some(d))).collect(),
+            }
+        };
+        let wanted: Vec<(&KernelFile, Option<u32>)> = FILES.iter().flat_map(variants).collect();
+        let sources: Vec<_> = wanted.iter().map(|(f, d)| f.source(*d, device.compute_capability)).collect();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let cubins = compile_all(&sources, &device.arch(), cache, threads)?;
+        Ok(Self(wanted.iter().map(|(f, d)| (f.name, *d)).zip(cubins).collect()))
+    }
+}
+
+impl KernelSet {
+    pub fn load(device: &Arc<Device>, cubins: &Cubins) -> Result<Self, CudaError> {
+        let mut modules = HashMap::new();
+        for (key, cubin) in &cubins.0 {
+            modules.insert(*key, Module::load(device, cubin)?);
+        }
+        let get = |file: &'static str, head_dim: Option<u32>, entry: &str, shared_bytes: u32| match modules
+            .get(&(file, head_dim))
+        {
+            Some(module) => module.kernel(entry, shared_bytes),
+            None => Err(CudaError::Unsupported { op: "kernel", what: format!("{file} for head_dim {head_dim:?}") }),
+        };
+        let mut by_head_dim = BTreeMap::new();
+        for head_dim in modules.keys().filter_map(|(_, d)| *d) {
+            let d = Some(head_dim);
+            let (prefill, geometry) = kernels::prefill(1, 1, head_dim, device.compute_capability);
+            let shared_bytes = geometry.shared_bytes;
+            if shared_bytes > device.shared_memory_per_block_bytes {
+                let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
+                return Err(CudaError::Unsupported { op: "Attention", what });
+            }
+            by_head_dim.insert(
+                head_dim,
+                AttentionKernels {
+                    rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
+                    decode: get("attn_decode", d, "attn_decode", 0)?,
+                    combine: get("attn_decode", d, "attn_combine", 0)?,
+                    prefill: get(prefill, d, prefill, shared_bytes)?,
+                },
+            );
+        }
+        Ok(Self {
+            embed: get("embed", None, "embed", 0)?,
+            rms_norm: get("rms_norm", None, "rms_norm", 0)?,
+            rms_norm_add: get("rms_norm", None, "rms_norm_add", 0)?,
+            silu_mul: get("gated_act", None, "silu_mul", 0)?,
+            gelu_mul: get("gated_act", None, "gelu_mul", 0)?,
+            gelu_tanh_mul: get("gated_act", None, "gelu_tanh_mul", 0)?,
+            gather_rows: get("gather", None, "gather_rows", 0)?,
+            sample: get("sample", None, "sample", 0)?,
+            token_state_reset: get("token_state", None, "token_state_reset", 0)?,
+            products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
+            by_head_dim,
+        })
+    }
+}

@@ -1,0 +1,212 @@
+//! Blocks, threads and shared memory of each kernel's launch, from shapes alone.
+//!
+//! Every kernel waits for the one before it before it touches what that one wrote, so all may overlap with it.
+
+use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
+
+/// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
+pub const NORM_WIDTH_MAX: u32 = 32_768;
+/// Blocks of the decode attention that 132 multiprocessors hold at a time, by their registers: up to this head_dim.
+const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396), (128, 396)];
+/// More splits than this only make the combination longer.
+const SPLITS_MAX: u32 = 48;
+const WARP: u32 = 32;
+
+const fn plain(grid: [u32; 3], block: u32) -> Geometry {
+    Geometry { grid, block, shared_bytes: 0, overlap: true }
+}
+
+/// Threads for rows of `width` elements, 8 a thread, in whole warps.
+fn row_threads(width: u32, least: u32, most: u32) -> u32 {
+    width.div_ceil(8).next_multiple_of(WARP).clamp(least, most)
+}
+
+pub fn embed(tokens: u32, width: u32) -> Geometry {
+    plain([tokens, 1, 1], row_threads(width, 32, 256))
+}
+
+pub fn gather(rows: u32, width: u32) -> Geometry {
+    plain([rows, 1, 1], row_threads(width, 32, 256))
+}
+
+/// `rms_norm`, `rms_norm_add`, `add_rms_norm`. `None` when the row does not fit a block's registers.
+pub fn rms_norm(rows: u32, width: u32) -> Option<Geometry> {
+    // Few rows: one vector a thread, for latency. Many: two, so that more rows are under way.
+    let vectors_per_thread = if rows >= 256 && width >= 2_048 { 2 } else { 1 };
+    (width <= NORM_WIDTH_MAX).then(|| plain([rows, 1, 1], row_threads(width.div_ceil(vectors_per_thread), 32, 1024)))
+}
+
+/// `qk_norm_rope_kv_write`: a warp for four heads.
+pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
+    plain([(tokens * (heads + 2 * kv_heads)).div_ceil(16), 1, 1], 128)
+}
+
+/// `silu_mul` and its kin; `width` of the result.
+pub fn gated_act(rows: u32, width: u32) -> Geometry {
+    let threads = row_threads(width, 32, 256);
+    plain([width.div_ceil(8).div_ceil(threads), rows, 1], threads)
+}
+
+/// Splits of the context in decode for a graph of `sequences`: enough blocks to fill the card. A sequence uses at most
+/// one for each 128 tokens, whatever this says. Scratch: `sequences * heads * splits` rows of `head_dim` and 2 f32.
+pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
+    let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
+    let pairs = (sequences * kv_heads).max(1);
+    let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
+    let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
+    wanted.clamp(1, most)
+}
+
+pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
+    plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
+}
+
+/// Needed when `splits` is more than one.
+pub fn attn_combine(sequences: u32, heads: u32) -> Geometry {
+    plain([heads, sequences, 1], 128)
+}
+
+/// Blocks along the rows of a step's prefill chunks.
+pub fn prefill_tiles(query_lens: impl IntoIterator<Item = u32>) -> u32 {
+    query_lens.into_iter().map(|rows| rows.div_ceil(PREFILL_ROWS)).sum()
+}
+
+/// `tiles` from [`prefill_tiles`]; more do no harm.
+pub fn attn_prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> Geometry {
+    let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
+    Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+}
+
+/// The fastest prefill attention for a card and its launch; `tiles` from [`prefill_tiles`], more do no harm. Both kernels
+/// take the same arguments.
+pub fn prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> (&'static str, Geometry) {
+    if compute_capability.0 != 9 || !matches!(head_dim, 64 | 128) {
+        return ("attn_prefill", attn_prefill(tiles, heads, head_dim, compute_capability));
+    }
+    // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
+    let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
+    ("attn_prefill_wgmma", Geometry { shared_bytes, ..plain([heads, tiles, 1], 256) })
+}
+
+pub fn sample(rows: u32) -> Geometry {
+    plain([rows, 1, 1], 1024)
+}
+
+pub fn token_state_reset() -> Geometry {
+    plain([1, 1, 1], 1024)
+}
+
+/// What a product kernel of `gemv.cu` can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Products {
+    pub entry: &'static str,
+    /// Rows of x.
+    pub rows_max: u32,
+    /// n and k must be multiples.
+    pub n_multiple: u32,
+    pub k_multiple: u32,
+    /// y = silu(gate) * up instead of the plain product.
+    pub gated: bool,
+    rows_per_block: u32,
+    threads: u32,
+}
+
+const fn gemv(entry: &'static str, rows_per_block: u32) -> Products {
+    Products { entry, rows_max: 1, n_multiple: 1, k_multiple: 8, gated: false, rows_per_block, threads: 128 }
+}
+
+const fn skinny(entry: &'static str, tiles: u32, warps: u32, gated: bool) -> Products {
+    let n = 16 * tiles;
+    Products { entry, rows_max: 8, n_multiple: n, k_multiple: 32, gated, rows_per_block: n, threads: 32 * warps }
+}
+
+impl Products {
+    /// Every variant, to be measured once per shape beside cuBLASLt's algorithms.
+    pub const ALL: [Self; 13] = [
+        gemv("gemv_r1_u4_s1", 4),
+        gemv("gemv_r2_u4_s1", 8),
+        gemv("gemv_r4_u2_s1", 16),
+        gemv("gemv_r1_u4_s4", 1),
+        gemv("gemv_r2_u4_s4", 2),
+        gemv("gemv_r1_u4_s2", 2),
+        skinny("skinny_t1_w4", 1, 4, false),
+        skinny("skinny_t1_w8", 1, 8, false),
+        skinny("skinny_t1_w16", 1, 16, false),
+        skinny("skinny_t2_w8", 2, 8, false),
+        skinny("skinny_t2_w16", 2, 16, false),
+        skinny("skinny_silu_mul_w4", 1, 4, true),
+        skinny("skinny_silu_mul_w8", 1, 8, true),
+    ];
+
+    pub fn takes(&self, rows: u32, n: u32, k: u32) -> bool {
+        rows >= 1 && rows <= self.rows_max && n.is_multiple_of(self.n_multiple) && k.is_multiple_of(self.k_multiple)
+    }
+}
+
+/// A product kernel's launch for `n` columns of y.
+pub fn product(kernel: &Products, n: u32) -> Geometry {
+    plain([n.div_ceil(kernel.rows_per_block), 1, 1], kernel.threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::file;
+    use super::*;
+
+    #[test]
+    fn norms_hold_a_row_in_registers() {
+        for width in [8, 896, 4096, 16_384, NORM_WIDTH_MAX] {
+            for rows in [1, 4096] {
+                let Some(geometry) = rms_norm(rows, width) else { panic!("{width}") };
+                assert!(geometry.block * 8 * 4 >= width, "{width}");
+                assert!(geometry.block.is_multiple_of(32) && geometry.block <= 1024);
+            }
+        }
+        assert_eq!(rms_norm(1, 4096).map(|g| g.block), Some(512));
+        assert_eq!(rms_norm(1, NORM_WIDTH_MAX + 8), None);
+    }
+
+    #[test]
+    fn decode_fills_the_card_and_no_more() {
+        assert_eq!(splits(1, 8, 128, 131_072), 48);
+        assert_eq!(splits(1, 8, 128, 512), 4);
+        assert_eq!(splits(8, 8, 128, 131_072), 6);
+        assert_eq!(splits(32, 8, 128, 131_072), 1);
+        assert_eq!(splits(64, 8, 128, 131_072), 2);
+        assert_eq!(splits(256, 8, 128, 131_072), 1);
+        assert_eq!(splits(64, 2, 64, 131_072), 5);
+        assert_eq!(splits(1, 2, 64, 1), 1);
+        assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
+    }
+
+    #[test]
+    fn prefill_counts_ragged_tiles_and_fits_a_block() {
+        assert_eq!(prefill_tiles([1, 128, 129, 0]), 4);
+        let hopper = attn_prefill(4, 32, 128, (9, 0));
+        assert_eq!((hopper.grid, hopper.shared_bytes), ([32, 4, 1], 104_448));
+        let (entry, wgmma) = prefill(4, 32, 128, (9, 0));
+        assert_eq!((entry, wgmma.block, wgmma.shared_bytes), ("attn_prefill_wgmma", 256, 164_864));
+        assert_eq!(prefill(4, 32, 96, (9, 0)).0, "attn_prefill");
+        assert_eq!(prefill(4, 32, 128, (8, 0)), ("attn_prefill", attn_prefill(4, 32, 128, (8, 0))));
+        assert!(attn_prefill(4, 32, 128, (8, 9)).shared_bytes <= 99 << 10);
+    }
+
+    #[test]
+    fn every_product_is_an_entry_and_covers_n() {
+        let entries = file("gemv").map(|f| f.entries).unwrap_or_default();
+        assert_eq!(Products::ALL.map(|p| p.entry), entries);
+        for p in Products::ALL {
+            assert!(product(&p, 4096).grid[0] * p.rows_per_block >= 4096);
+            assert!(p.takes(1, 4096, 4096) && !p.takes(p.rows_max + 1, 4096, 4096) && !p.takes(1, 4096, 4100));
+        }
+    }
+
+    #[test]
+    fn grids_cover_their_work() {
+        assert_eq!(rope(3, 32, 8).grid, [9, 1, 1]);
+        assert_eq!((gated_act(7, 14_336).grid, gated_act(7, 14_336).block), ([7, 7, 1], 256));
+        assert_eq!(embed(5, 896).block, 128);
+        assert_eq!(gather(2, 8).block, 32);
+    }
+}

@@ -1,0 +1,169 @@
+//! The kernels: their sources, which variants exist, and how a launch is shaped. Pure: nothing here touches a device.
+//!
+//! Sources are header-free CUDA C++ (`*.cu`, one op a file), embedded as text; every file opens with what it does, the
+//! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
+//! the arithmetic they share; both precede each file. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
+//!
+//! Arguments are device pointers, i32 and f32 only, in the order of the `.cu` file's entry.
+
+mod geometry;
+mod sample_row;
+
+pub use super::module::Geometry;
+pub use geometry::{
+    Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles, product,
+    rms_norm, rope, sample, splits, token_state_reset,
+};
+pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
+
+use super::compile::KernelSource;
+
+/// Tokens of a KV block; the layout of the cache is compiled into the kernels.
+pub const BLOCK_SIZE: u32 = 16;
+/// Head dimensions that the attention kernels are written for (16 and 32: test and demo models).
+pub const HEAD_DIMS: [u32; 6] = [16, 32, 64, 80, 96, 128];
+/// Query rows of one block of the prefill attention.
+pub const PREFILL_ROWS: u32 = 128;
+
+const PTX: &str = include_str!("ptx.cuh");
+const PRELUDE: &str = include_str!("prelude.cuh");
+const WGMMA: &str = include_str!("wgmma.cuh");
+
+/// A `.cu` file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelFile {
+    /// File name without `.cu`.
+    pub name: &'static str,
+    body: &'static str,
+    /// Its `extern "C"` kernels.
+    pub entries: &'static [&'static str],
+    pub variants: Variants,
+}
+
+/// How often a file is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variants {
+    Once,
+    /// For each head dimension of the model.
+    HeadDims,
+    /// For those of the model's head dimensions that are listed, and for Hopper only: its warpgroup products.
+    HopperHeadDims(&'static [u32]),
+}
+
+macro_rules! file {
+    ($name:literal, $variants:expr, [$($entry:literal),+ $(,)?]) => {
+        KernelFile {
+            name: $name,
+            body: include_str!(concat!($name, ".cu")),
+            entries: &[$($entry),+],
+            variants: $variants,
+        }
+    };
+}
+
+pub const FILES: [KernelFile; 11] = [
+    file!("embed", Variants::Once, ["embed"]),
+    file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
+    file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
+    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_combine"]),
+    file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
+    file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
+    file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
+    file!("gather", Variants::Once, ["gather_rows", "gather_last_rows"]),
+    file!(
+        "gemv",
+        Variants::Once,
+        [
+            "gemv_r1_u4_s1",
+            "gemv_r2_u4_s1",
+            "gemv_r4_u2_s1",
+            "gemv_r1_u4_s4",
+            "gemv_r2_u4_s4",
+            "gemv_r1_u4_s2",
+            "skinny_t1_w4",
+            "skinny_t1_w8",
+            "skinny_t1_w16",
+            "skinny_t2_w8",
+            "skinny_t2_w16",
+            "skinny_silu_mul_w4",
+            "skinny_silu_mul_w8",
+        ]
+    ),
+    file!("sample", Variants::Once, ["sample"]),
+    file!("token_state", Variants::Once, ["token_state_reset"]),
+];
+
+/// The file called `name`.
+pub fn file(name: &str) -> Option<&'static KernelFile> {
+    FILES.iter().find(|f| f.name == name)
+}
+
+impl KernelFile {
+    /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
+    pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
+        let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
+        let wgmma = if matches!(self.variants, Variants::HopperHeadDims(_)) { WGMMA } else { "" };
+        let text = format!("{PTX}\n{PRELUDE}\n{wgmma}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
+        let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
+        if self.name == "attn_prefill" {
+            options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability)));
+        }
+        KernelSource { name, text, options }
+    }
+}
+
+/// All that a model with these head dimensions needs, in the order of [`FILES`].
+pub fn sources(head_dims: &[u32], compute_capability: (i32, i32)) -> Vec<KernelSource> {
+    let variants = |file: &KernelFile| -> Vec<Option<u32>> {
+        let of = |d: &u32| match file.variants {
+            Variants::Once => false,
+            Variants::HeadDims => true,
+            Variants::HopperHeadDims(listed) => compute_capability.0 == 9 && listed.contains(d),
+        };
+        if file.variants == Variants::Once {
+            vec![None]
+        } else {
+            head_dims.iter().copied().filter(of).map(Some).collect()
+        }
+    };
+    FILES.iter().flat_map(|f| variants(f).into_iter().map(|d| f.source(d, compute_capability))).collect()
+}
+
+/// Keys that the prefill attention takes at a time: what two blocks on a multiprocessor leave room for.
+pub const fn prefill_key_tile(compute_capability: (i32, i32)) -> u32 {
+    if compute_capability.0 >= 9 && compute_capability.0 < 12 { 64 } else { 32 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_entry_is_in_its_file_and_no_entry_is_forgotten() {
+        for f in FILES {
+            let lines = || f.body.lines().map(str::trim_start);
+            let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
+            // The two macros of gemv.cu hold a KERNEL line each that declares nothing by itself.
+            let declared =
+                made("KERNEL") + made("GEMV(") + made("SKINNY(") - made("#define GEMV(") - made("#define SKINNY(");
+            assert_eq!(declared, f.entries.len(), "{}", f.name);
+            for entry in f.entries {
+                let macro_made = f.name == "gemv" && entry.starts_with("gemv_");
+                assert!(macro_made || f.body.contains(entry), "{entry} of {}", f.name);
+            }
+        }
+    }
+
+    #[test]
+    fn sources_say_everything_that_a_compilation_needs() {
+        let all = sources(&[64, 128], (9, 0));
+        assert_eq!(all.len(), FILES.len() + 4);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 2);
+        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
+        let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
+        assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
+        assert!(!prefill.text.contains("#include"));
+        assert_eq!(file("attn_prefill").unwrap().source(Some(64), (8, 9)).options[1], "-DKEY_TILE=32");
+    }
+}

@@ -1,0 +1,199 @@
+//! Compiled kernels on the card, and how one is launched.
+
+use super::CudaError;
+use super::device::Device;
+use cudarc::driver::sys::{self, CUfunction_attribute, CUlaunchAttributeID, CUresult};
+use std::ffi::CString;
+use std::sync::Arc;
+
+/// The entry points of one cubin.
+#[derive(Debug)]
+pub struct Module {
+    device: Arc<Device>,
+    module: sys::CUmodule,
+}
+
+// SAFETY: an opaque handle that the driver lets any thread use while the context is current.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    pub fn load(device: &Arc<Device>, cubin: &[u8]) -> Result<Arc<Self>, CudaError> {
+        device.bind()?;
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the image is a cubin that NVRTC made, whole by its checksum; the driver copies what it needs.
+        let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
+        device.check("cuModuleLoadData", result)?;
+        Ok(Arc::new(Self { device: device.clone(), module }))
+    }
+
+    /// The kernel called `name`, ready for blocks with `shared_bytes` of dynamic shared memory.
+    pub fn kernel(self: &Arc<Self>, name: &str, shared_bytes: u32) -> Result<Kernel, CudaError> {
+        let entry = CString::new(name).map_err(|_| self.unknown(name))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: writes a handle through a pointer to a live one; the module is loaded.
+        let result = unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, entry.as_ptr()) };
+        if result == CUresult::CUDA_ERROR_NOT_FOUND {
+            return Err(self.unknown(name));
+        }
+        self.device.check("cuModuleGetFunction", result)?;
+        if shared_bytes > 0 {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is live.
+            let result = unsafe { sys::cuFuncSetAttribute(function, most, shared_bytes as i32) };
+            self.device.check("cuFuncSetAttribute", result)?;
+        }
+        let parameters = if self.device.driver_version >= 12_040 { parameter_sizes(function) } else { None };
+        Ok(Kernel { module: self.clone(), function, name: name.to_owned(), parameters })
+    }
+
+    fn unknown(&self, name: &str) -> CudaError {
+        let (kernel, arch) = (name.to_owned(), self.device.arch());
+        CudaError::Compile { kernel, arch, log: "the compiled module has no such entry".to_owned() }
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: loaded in `load`, unloaded only here, when no kernel of it is left. The stream is idle or the
+            // driver waits for it.
+            unsafe { sys::cuModuleUnload(self.module) };
+        }
+    }
+}
+
+/// Sizes of a kernel's parameters, as the driver reads them from the cubin.
+fn parameter_sizes(function: sys::CUfunction) -> Option<Vec<usize>> {
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: writes two integers; the function is live. Asked only of drivers that have the call (12.4).
+        match unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &raw mut offset, &raw mut size) } {
+            CUresult::CUDA_SUCCESS => sizes.push(size),
+            CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
+            _ => return None,
+        }
+    }
+}
+
+/// One entry point.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    module: Arc<Module>,
+    function: sys::CUfunction,
+    name: String,
+    /// Sizes of the parameters; `None` where the driver cannot tell.
+    parameters: Option<Vec<usize>>,
+}
+
+// SAFETY: an opaque handle into a module that lives as long as the kernel; any thread may use it.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// Blocks, threads and shared memory of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared_bytes: u32,
+    /// May begin while the kernel before it ends (programmatic dependent launch, Hopper on): only for kernels that wait
+    /// with `griddepcontrol.wait` before they read what others wrote.
+    pub overlap: bool,
+}
+
+/// One argument, of the size that the kernel's parameter has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    Pointer(u64),
+    Int(i32),
+    Float(f32),
+    Long(u64),
+}
+
+impl Arg {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Pointer(_) | Self::Long(_) => 8,
+            Self::Int(_) | Self::Float(_) => 4,
+        }
+    }
+
+    /// Little endian: a four-byte parameter is read from the low half.
+    const fn cell(self) -> u64 {
+        match self {
+            Self::Pointer(v) | Self::Long(v) => v,
+            Self::Int(v) => v as u32 as u64,
+            Self::Float(v) => v.to_bits() as u64,
+        }
+    }
+}
+
+const MAX_ARGS: usize = 40;
+
+impl Kernel {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Puts one launch into the device's stream.
+    ///
+    /// # Errors
+    /// When the arguments do not match the kernel's parameters, or the driver refuses.
+    ///
+    /// # Safety
+    /// Every pointer among `args` must be to device memory as large as the kernel reads or writes for this geometry,
+    /// alive until the stream has passed the launch (for a captured launch: every replay).
+    pub unsafe fn launch(&self, geometry: &Geometry, args: &[Arg]) -> Result<(), CudaError> {
+        self.check(args)?;
+        let mut cells = [0_u64; MAX_ARGS];
+        let mut pointers = [std::ptr::null_mut(); MAX_ARGS];
+        for ((cell, pointer), arg) in cells.iter_mut().zip(&mut pointers).zip(args) {
+            *cell = arg.cell();
+            *pointer = std::ptr::from_mut(cell).cast();
+        }
+        let device = &self.module.device;
+        // SAFETY: an attribute is plain data; zero is the value of every field not set here.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let overlap = geometry.overlap && device.compute_capability >= (9, 0);
+        let config = sys::CUlaunchConfig {
+            gridDimX: geometry.grid[0],
+            gridDimY: geometry.grid[1],
+            gridDimZ: geometry.grid[2],
+            blockDimX: geometry.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: geometry.shared_bytes,
+            hStream: device.stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(overlap),
+        };
+        // SAFETY: config, attribute and cells live until the call returns, which is when the driver has copied them;
+        // number and sizes of the arguments were checked; the caller vouches for what the pointers point to.
+        let result = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut())
+        };
+        match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            failed => Err(CudaError::from_driver(
+                &format!("{} (kernel {})", device.name, self.name),
+                "cuLaunchKernelEx",
+                failed,
+            )),
+        }
+    }
+
+    fn check(&self, args: &[Arg]) -> Result<(), CudaError> {
+        let given: Vec<usize> = args.iter().map(|a| a.bytes()).collect();
+        let known = self.parameters.as_ref().is_none_or(|p| *p == given);
+        if known && args.len() <= MAX_ARGS {
+            return Ok(());
+        }
+        let log = format!("its parameters have sizes {:?}, the launch gives {given:?}", self.parameters);
+        Err(CudaError::Compile { kernel: self.name.clone(), arch: self.module.device.arch(), log })
+    }
+}

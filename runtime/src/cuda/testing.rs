@@ -1,0 +1,42 @@
+//! Programs for the unit tests of this module.
+#![allow(clippy::unwrap_used)]
+
+use mserve_planner::model::*;
+
+/// A Llama of small sizes: hidden 64, 4 heads of 16 on 2 KV heads, vocabulary 512.
+pub fn llama_spec(layers: usize) -> ModelSpec {
+    let rope = RopeSpec { theta: 10_000.0, rotary_dim: 16, scaling: RopeScaling::None };
+    let attention = AttentionSpec {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        scale: 0.25,
+        mask: Mask::Causal,
+        softcap: None,
+        rope: Some(rope),
+        qk_norm: false,
+        qkv_bias: false,
+        output_bias: false,
+    };
+    let mlp = MlpSpec { intermediate_size: 160, activation: Activation::Silu, gated: true, bias: false };
+    ModelSpec {
+        architecture: "LlamaForCausalLM".to_owned(),
+        family: Family::Llama,
+        task: Task::Generate,
+        hidden_size: 64,
+        vocab_size: 512,
+        max_position_embeddings: 256,
+        dtype: DType::BF16,
+        norm: Norm { kind: NormKind::Rms, eps: 1e-5, unit_offset: false },
+        positions: Positions::Rope,
+        embedding_scale: None,
+        tied_embeddings: true,
+        final_logit_softcap: None,
+        layers: vec![LayerSpec { attention, mlp }; layers],
+        quantization: Quantization::None,
+    }
+}
+
+pub fn llama_program(layers: usize) -> Program {
+    families::program(&llama_spec(layers))
+}

@@ -1,0 +1,178 @@
+// Paged attention, decode and prefill, against the plain sum.
+#pragma once
+#include "check.hpp"
+#include "wgmma_emulated.hpp"
+#define HEAD_DIM 64
+namespace wg64 {
+#include "attn_prefill_wgmma.cu"
+}  // namespace wg64
+#undef HEAD_DIM
+#define HEAD_DIM 128
+namespace wg128 {
+#include "attn_prefill_wgmma.cu"
+}  // namespace wg128
+#undef HEAD_DIM
+#define KEY_TILE 32
+#define HEAD_DIM 16
+namespace at16 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at16
+#undef HEAD_DIM
+#define HEAD_DIM 32
+namespace at32 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at32
+#undef HEAD_DIM
+#undef KEY_TILE
+#define HEAD_DIM 64
+#define KEY_TILE 64
+namespace at64 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at64
+#undef HEAD_DIM
+#undef KEY_TILE
+#define HEAD_DIM 80
+#define KEY_TILE 32
+namespace at80 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at80
+#undef HEAD_DIM
+#define HEAD_DIM 96
+namespace at96 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at96
+#undef HEAD_DIM
+#undef KEY_TILE
+#define HEAD_DIM 128
+#define KEY_TILE 64
+namespace at128 {
+#include "attn_decode.cu"
+#include "attn_prefill.cu"
+}  // namespace at128
+#undef HEAD_DIM
+#undef KEY_TILE
+
+struct Seen { int window; float softcap; };  // which keys, and the cap of their scores
+
+// A cache whose blocks lie scattered, with NaN wherever no token was written.
+struct Cache {
+  int hd, kv, max_blocks;
+  Buffer<bf16> keys, values;
+  Buffer<int> table;
+  Cache(int hd, int kv, const std::vector<int>& lengths)
+      : hd(hd), kv(kv), max_blocks(*std::max_element(lengths.begin(), lengths.end()) / 16 + 2),
+        keys(lengths.size() * max_blocks * kv * 16 * hd), values(keys.size()), table(lengths.size() * max_blocks) {
+    std::vector<int> all(table.size());
+    for (size_t i = 0; i < all.size(); i++) all[i] = int(i);
+    std::shuffle(all.begin(), all.end(), rng);
+    for (size_t i = 0; i < all.size(); i++) table[i] = all[i];
+    for (size_t s = 0; s < lengths.size(); s++)
+      for (int t = 0; t < lengths[s]; t++)
+        for (int h = 0; h < kv; h++)
+          for (int d = 0; d < hd; d++) {
+            keys[at(s, t, h) + d] = bf16(bf16_bits(float(uniform_between(-1, 1))));
+            values[at(s, t, h) + d] = bf16(bf16_bits(float(uniform_between(-1, 1))));
+          }
+  }
+  size_t at(size_t s, int t, int h) const { return (size_t(table[s * max_blocks + t / 16] * kv + h) * 16 + t % 16) * hd; }
+  // Attention of one query at `position`.
+  std::vector<double> attend(size_t s, int position, int h, const bf16* q, double scale, Seen mask) const {
+    std::vector<double> p, out(hd, 0);
+    double most = -1e300, sum = 0;
+    const int first = mask.window > 0 ? std::max(0, position - mask.window + 1) : 0;
+    for (int t = first; t <= position; t++) {
+      double dot = 0;
+      for (int d = 0; d < hd; d++) dot += value(q[d]) * value(keys[at(s, t, h) + d]);
+      dot *= scale;
+      if (mask.softcap > 0) dot = mask.softcap * std::tanh(dot / mask.softcap);
+      p.push_back(dot), most = std::max(most, dot);
+    }
+    for (double& x : p) x = std::exp(x - most), sum += x;
+    for (int t = first; t <= position; t++)
+      for (int d = 0; d < hd; d++) out[d] += p[t - first] / sum * value(values[at(s, t, h) + d]);
+    return out;
+  }
+};
+
+template <class D, class C> void test_decode(D decode, C combine, int hd, int kv, int group, int splits, Seen mask) {
+  const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)};
+  const int n = int(lengths.size()), heads = kv * group, stride = (heads + 2 * kv) * hd;
+  Cache cache(hd, kv, lengths);
+  Buffer<bf16> q(n * stride), out(n * heads * hd);
+  fill(q, 2);
+  Buffer<int> context(n);
+  for (int s = 0; s < n; s++) context[s] = lengths[s];
+  Buffer<float> partial(n * heads * splits * hd);
+  Buffer<float2> statistic(n * heads * splits);
+  const float scale = 1 / std::sqrt(float(hd));
+  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
+    decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
+           partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
+  });
+  if (splits > 1)
+    emu::launch({heads, n}, 128, 0, [&] { combine(partial.data(), statistic.data(), context.data(), out.data(), splits, mask.window); });
+  Nmse e;
+  for (int s = 0; s < n; s++)
+    for (int h = 0; h < heads; h++) {
+      const auto want = lengths[s] ? cache.attend(s, lengths[s] - 1, h / group, &q[s * stride + h * hd], scale, mask)
+                                   : std::vector<double>(hd, 0);
+      for (int d = 0; d < hd; d++) e.add(value(out[(s * heads + h) * hd + d]), want[d]);
+    }
+  e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + " splits " + std::to_string(splits));
+}
+
+// Chunks of several sequences behind `decodes` decode rows, which must stay as they are.
+template <class F> void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::vector<int> before, Seen mask) {
+  const int decodes = 2, kv = 1, heads = 2, stride = (heads + 2 * kv) * hd;
+  std::vector<int> lengths(decodes, 1);
+  int rows = decodes, tiles = 1;  // one tile too many: padding
+  for (size_t i = 0; i < chunks.size(); i++) lengths.push_back(chunks[i] + before[i]), rows += chunks[i], tiles += (chunks[i] + 127) / 128;
+  const int n = int(lengths.size());
+  Cache cache(hd, kv, lengths);
+  Buffer<bf16> q(rows * stride), out(rows * heads * hd);
+  fill(q, 2);
+  Buffer<int> start(n + 1), context(n);
+  for (int s = 0, at = 0; s < n; s++) start[s] = at, context[s] = lengths[s], at += s < decodes ? 1 : chunks[s - decodes];
+  start[n] = rows;
+  const float scale = 1 / std::sqrt(float(hd));
+  emu::launch({heads, tiles}, key_tile == 128 ? 256 : 128, size_t(128 + 4 * key_tile) * (hd + 8) * 2, [&] {
+    kernel(q.data(), stride, cache.keys.data(), cache.values.data(), start.data(), context.data(), cache.table.data(), out.data(),
+           cache.max_blocks, decodes, n, kv, scale, mask.softcap, mask.window);
+  });
+  Nmse e;
+  for (int s = decodes; s < n; s++)
+    for (int r = start[s]; r < start[s + 1]; r++)
+      for (int h = 0; h < heads; h++) {
+        const auto want = cache.attend(s, context[s] - (start[s + 1] - r), 0, &q[r * stride + h * hd], scale, mask);
+        for (int d = 0; d < hd; d++) e.add(value(out[(r * heads + h) * hd + d]), want[d]);
+      }
+  e.below(BF16_BOUND, "prefill head_dim " + std::to_string(hd) + " window " + std::to_string(mask.window));
+  for (int i = 0; i < decodes * heads * hd; i++)
+    if (out[i] != 0xffff) return expect(false, "prefill wrote a decode row");
+}
+
+inline void test_attention() {
+  test_decode(at16::attn_decode, at16::attn_combine, 16, 2, 2, 2, {0, 0});
+  test_decode(at32::attn_decode, at32::attn_combine, 32, 2, 2, 3, {0, 0});
+  test_prefill(at16::attn_prefill, 16, 32, {50}, {3}, {0, 0});
+  test_prefill(at32::attn_prefill, 32, 32, {133}, {40}, {30, 0});
+  test_decode(at64::attn_decode, at64::attn_combine, 64, 2, 7, 5, {0, 0});
+  test_decode(at80::attn_decode, at80::attn_combine, 80, 2, 1, 3, {0, 0});
+  test_decode(at96::attn_decode, at96::attn_combine, 96, 1, 8, 2, {70, 0});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 2, 4, 1, {0, 0});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 12, 6, {0, 5});
+  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
+  test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0});
+  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0});
+  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {150}, {160}, {65, 5});
+  test_prefill(at64::attn_prefill, 64, 64, {130, 3}, {5, 70}, {0, 0});
+  test_prefill(at80::attn_prefill, 80, 32, {40}, {31}, {0, 5});
+  test_prefill(at96::attn_prefill, 96, 32, {129}, {0}, {20, 0});
+  test_prefill(at128::attn_prefill, 128, 64, {1, 140}, {0, 100}, {0, 0});
+  test_prefill(at128::attn_prefill, 128, 64, {150}, {60}, {65, 0});
+}
