@@ -2,6 +2,7 @@
 
 mod control_server;
 mod deployment;
+mod gpus;
 mod group;
 mod progress;
 mod shutdown;

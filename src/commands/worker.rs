@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use clap::{Args, ValueEnum};
 use mserve_planner::model::Pooling;
 use mserve_runtime::cpu::WeightFormat;
-use mserve_runtime::worker::{self, Identity, WorkerConfig, WorkerEvent, WorkerKind};
+use mserve_runtime::worker::{self, DeviceChoice, Identity, WorkerConfig, WorkerEvent, WorkerKind};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -40,10 +40,16 @@ pub struct WorkerArgs {
     /// Longest sequence in tokens, prompt and output. Default: the model's own limit.
     #[arg(long, value_name = "TOKENS")]
     pub max_model_len: Option<usize>,
-    /// Sequences in one step.
-    #[arg(long, default_value_t = 64)]
-    pub max_num_seqs: usize,
-    /// Tokens in one step. Default: 2048, and for embedding models at least the longest text.
+    /// auto, cpu, cuda, cuda:N or cuda:GPU-UUID; N counts the cards that CUDA_VISIBLE_DEVICES shows.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Share of the card's total memory that this replica may use.
+    #[arg(long, value_name = "RATIO", visible_alias = "vram-ratio", default_value_t = 0.9)]
+    pub gpu_memory_utilization: f64,
+    /// Sequences in one step. Default: 64 on the CPU, 256 on a card.
+    #[arg(long)]
+    pub max_num_seqs: Option<usize>,
+    /// Tokens in one step. Default: 2048 on the CPU and 8192 on a card, and for embedding models at least the longest text.
     #[arg(long, value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait; beyond it the answer is 429.
@@ -54,7 +60,8 @@ pub struct WorkerArgs {
     /// Tokens per KV block.
     #[arg(long, default_value_t = 16)]
     pub block_size: usize,
-    /// Default: enough for max-num-seqs sequences at full length, at most a quarter of the free memory.
+    /// Default: on the CPU enough for max-num-seqs sequences at full length, at most a quarter of the free memory; on
+    /// a card what gpu-memory-utilization leaves.
     #[arg(long, value_name = "BYTES")]
     pub kv_cache_bytes: Option<u64>,
     /// Threads that compute. Default: one for each core.
@@ -147,6 +154,8 @@ fn config(args: WorkerArgs) -> WorkerConfig {
         host: args.host,
         port: args.port,
         max_model_len: args.max_model_len,
+        device: args.device,
+        gpu_memory_utilization: args.gpu_memory_utilization,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         max_num_queued_reqs: args.max_num_queued_reqs,

@@ -15,6 +15,8 @@ pub enum NoGpus {
     Driver(String),
     #[error("the NVIDIA driver reports no card")]
     NoCard,
+    #[error("no card that CUDA_VISIBLE_DEVICES shows")]
+    Hidden,
 }
 
 /// All cards in NVML's order. A card that does not answer is left out, with a warning.

@@ -6,12 +6,14 @@ mod host;
 mod lease;
 mod live;
 mod pick;
+mod visible;
 
 pub use gpus::{NoGpus, probe_gpus};
 pub use host::probe_host;
 pub use lease::{GpuLease, LeaseError};
 pub use live::Sampler;
 pub use pick::{PickError, Refusal, pick_gpus};
+pub use visible::visible_gpus;
 
 use mserve_planner::hardware::Hardware;
 

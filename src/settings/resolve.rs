@@ -153,12 +153,19 @@ fn bare_model(path: PathBuf) -> Result<ModelSettings, Failure> {
     })
 }
 
-/// Two chat replicas and one that embeds, all of the same weights.
+/// Two chat replicas and one that embeds, all of the same weights. So small that cards are left to others.
 fn demo_models() -> anyhow::Result<Vec<ModelSettings>> {
     let path = demo::unpack()?;
     let model = |name: &str, kind, replicas, pooling| {
         let bare = bare_model(path.clone())?;
-        Ok::<_, Failure>(ModelSettings { name: name.to_owned(), kind: Some(kind), replicas, pooling, ..bare })
+        Ok::<_, Failure>(ModelSettings {
+            name: name.to_owned(),
+            kind: Some(kind),
+            replicas,
+            pooling,
+            devices: Devices::Cpu,
+            ..bare
+        })
     };
     Ok(vec![
         model("demo", ModelKind::Chat, 2, None)?,

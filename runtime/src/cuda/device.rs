@@ -45,16 +45,7 @@ impl Device {
     /// # Errors
     /// See [`CudaError`]: no driver, driver too old, no such device, card too old, library missing.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
-        libraries::open_all()?;
-        cudarc::driver::result::init().map_err(|e| CudaError::NoDriver { why: format!("cuInit: {:?}", e.0) })?;
-        let mut driver_version = 0;
-        // SAFETY: writes one integer through a pointer to a live one.
-        let result = unsafe { sys::cuDriverGetVersion(&raw mut driver_version) };
-        check("driver", "cuDriverGetVersion", result)?;
-        if driver_version < OLDEST_DRIVER {
-            return Err(CudaError::DriverTooOld { found: driver_version, needed: OLDEST_DRIVER });
-        }
-        let count = CudaContext::device_count().map_err(from("driver", "cuDeviceGetCount"))? as usize;
+        let (driver_version, count) = start_driver()?;
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
@@ -133,6 +124,58 @@ impl Drop for Device {
     }
 }
 
+/// Opens the libraries and the driver: its CUDA version, and how many cards CUDA_VISIBLE_DEVICES shows.
+fn start_driver() -> Result<(i32, usize), CudaError> {
+    libraries::open_all()?;
+    cudarc::driver::result::init().map_err(|e| CudaError::NoDriver { why: format!("cuInit: {:?}", e.0) })?;
+    let mut driver_version = 0;
+    // SAFETY: writes one integer through a pointer to a live one.
+    let result = unsafe { sys::cuDriverGetVersion(&raw mut driver_version) };
+    check("driver", "cuDriverGetVersion", result)?;
+    if driver_version < OLDEST_DRIVER {
+        return Err(CudaError::DriverTooOld { found: driver_version, needed: OLDEST_DRIVER });
+    }
+    let count = CudaContext::device_count().map_err(from("driver", "cuDeviceGetCount"))? as usize;
+    Ok((driver_version, count))
+}
+
+/// The card with this UUID (`GPU-...`, or its beginning) among those that CUDA_VISIBLE_DEVICES shows.
+///
+/// # Errors
+/// As [`Device::open`]; [`CudaError::Option`] lists the UUIDs that there are.
+pub fn ordinal_of(uuid: &str) -> Result<usize, CudaError> {
+    use cudarc::driver::result::device;
+    let (_, count) = start_driver()?;
+    let mut known = Vec::new();
+    for ordinal in 0..count {
+        let handle = device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(from("driver", "cuDeviceGet"))?;
+        let bytes = device::get_uuid(handle).map_err(from("driver", "cuDeviceGetUuid"))?.bytes;
+        known.push(format_uuid(bytes.map(|b| b as u8)));
+    }
+    match_uuid(uuid, &known).ok_or_else(|| CudaError::Option {
+        option: "device",
+        value: uuid.to_owned(),
+        must: format!("one of {} (CUDA_VISIBLE_DEVICES may hide some)", known.join(", ")),
+    })
+}
+
+/// The hexadecimal part as `nvidia-smi -L` prints it.
+fn format_uuid(bytes: [u8; 16]) -> String {
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// The only one that begins so.
+fn match_uuid(asked: &str, known: &[String]) -> Option<usize> {
+    let digits = |uuid: &str| uuid.split_once('-').map_or("", |(_, digits)| digits).to_ascii_lowercase();
+    let asked = digits(asked);
+    let mut found = known.iter().enumerate().filter(|(_, uuid)| !asked.is_empty() && digits(uuid).starts_with(&asked));
+    match (found.next(), found.next()) {
+        (Some((ordinal, _)), None) => Some(ordinal),
+        _ => None,
+    }
+}
+
 fn check(device: &str, call: &'static str, result: CUresult) -> Result<(), CudaError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
@@ -152,7 +195,16 @@ pub fn arch((major, minor): (i32, i32)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::arch;
+    use super::{arch, format_uuid, match_uuid};
+
+    #[test]
+    fn a_card_is_found_by_the_beginning_of_its_uuid() {
+        let known = [format_uuid([0xab; 16]), format_uuid([0xac; 16])];
+        assert_eq!(known[0], "GPU-abababab-abab-abab-abab-abababababab");
+        assert_eq!(match_uuid("GPU-ACac", &known), Some(1));
+        assert_eq!(match_uuid("GPU-a", &known), None, "two begin so");
+        assert_eq!(match_uuid("GPU-", &known), None);
+    }
 
     #[test]
     fn architectures_have_the_names_that_nvrtc_knows() {

@@ -34,7 +34,7 @@ pub enum CudaError {
     LibraryMissing(#[from] Box<Missing>),
     #[error(
         "the model does not fit {device}: {needed_bytes} bytes are needed ({}) and gpu_memory_utilization leaves \
-         {budget_bytes} of its {total_bytes}",
+         {budget_bytes} of its {total_bytes}; lower max_model_len, or raise gpu_memory_utilization",
         list(terms)
     )]
     CardTooSmall { device: String, needed_bytes: u64, budget_bytes: u64, total_bytes: u64, terms: Vec<MemoryTerm> },

@@ -10,7 +10,7 @@ use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces, operands}
 use super::gemm::{GemmOperands, GemmShape, WORKSPACE_BYTES};
 use super::gemm_tuning::{Trial, TuningLimits, TuningReport, tune};
 use super::kernel_set::{Cubins, KernelSet};
-use super::kernels::{BLOCK_SIZE, sources};
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, sources};
 use super::linear::Linears;
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
@@ -198,6 +198,25 @@ impl Clock {
     }
 }
 
+/// Whether this backend has a kernel for everything that the model does. Touches no card.
+///
+/// # Errors
+/// [`CudaError::Unsupported`] naming the first op without one.
+pub fn check_model(spec: &ModelSpec) -> Result<(), CudaError> {
+    if spec.quantization != Quantization::None {
+        let what = format!("{:?} weights", spec.quantization);
+        return Err(CudaError::Unsupported { op: "Linear", what });
+    }
+    let program = families::program(spec);
+    let layout = WeightLayout::new(&program)?;
+    let arena = ArenaPlan::new(&program, StepRows { tokens: 1, sequences: 1 });
+    let plan = plan(&program, &layout, &arena, Bases { weights: 0, arena: 0 })?;
+    match plan.layers.iter().find(|layer| !HEAD_DIMS.contains(&layer.head_dim)) {
+        Some(layer) => Err(CudaError::Unsupported { op: "Attention", what: format!("head_dim {}", layer.head_dim) }),
+        None => Ok(()),
+    }
+}
+
 /// Loads a model onto a card.
 ///
 /// # Errors
@@ -208,10 +227,7 @@ pub fn load(
     options: &CudaOptions,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<LoadedModel, CudaError> {
-    if spec.quantization != Quantization::None {
-        let what = format!("{:?} weights", spec.quantization);
-        return Err(CudaError::Unsupported { op: "Linear", what });
-    }
+    check_model(spec)?;
     let sizes = Sizes::new(spec, options)?;
     let program = families::program(spec);
     let layout = WeightLayout::new(&program)?;

@@ -39,4 +39,5 @@ mod weights;
 pub use backend::{CudaBackend, WeightOrigin};
 pub use error::{CudaError, MemoryTerm};
 pub use libraries::{Library, LibraryReport, Missing, report};
+pub use load::check_model;
 pub use options::{CudaOptions, GraphCapture};

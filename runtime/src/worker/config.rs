@@ -1,3 +1,4 @@
+use super::DeviceChoice;
 use crate::cpu::WeightFormat;
 use mserve_planner::model::Pooling;
 use std::net::IpAddr;
@@ -18,7 +19,11 @@ pub struct WorkerConfig {
     /// 0 lets the system choose; the choice is told in `Listening`.
     pub port: u16,
     pub max_model_len: Option<usize>,
-    pub max_num_seqs: usize,
+    pub device: DeviceChoice,
+    /// Share of a card's total memory that this replica may use.
+    pub gpu_memory_utilization: f64,
+    /// 64 on the CPU and 256 on a card when `None`.
+    pub max_num_seqs: Option<usize>,
     pub max_num_batched_tokens: Option<usize>,
     pub max_num_queued_reqs: usize,
     pub enable_prefix_caching: bool,
@@ -61,7 +66,9 @@ impl WorkerConfig {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 0,
             max_model_len: None,
-            max_num_seqs: 64,
+            device: DeviceChoice::Auto,
+            gpu_memory_utilization: 0.9,
+            max_num_seqs: None,
             max_num_batched_tokens: None,
             max_num_queued_reqs: 512,
             enable_prefix_caching: true,

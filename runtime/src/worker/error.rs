@@ -1,5 +1,6 @@
 use super::FailureKind;
 use crate::cpu::LoadError;
+use crate::cuda::CudaError;
 use crate::engine::{BackendError, EngineStartError};
 use crate::tokenizer::TokenizerError;
 use crate::weights::WeightsError;
@@ -28,6 +29,8 @@ pub enum WorkerError {
     Weights(#[from] WeightsError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     #[error(
         "max_model_len {max_model_len} needs {needed_bytes} bytes of KV cache for a single request, and there are \
          {kv_cache_bytes}; at most {fits_tokens} tokens fit"
@@ -56,6 +59,8 @@ impl WorkerError {
             | Self::Read { .. }
             | Self::Tokenizer(_) => FailureKind::Config,
             Self::Weights(error) => weights_kind(error),
+            Self::Cuda(CudaError::Weights(error)) => weights_kind(error),
+            Self::Cuda(error) => error.kind(),
             Self::Load(error) => match error {
                 LoadError::Weights(error) => weights_kind(error),
                 LoadError::Unsupported { .. } | LoadError::MaxModelLen { .. } | LoadError::Option { .. } => {

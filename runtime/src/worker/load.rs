@@ -1,20 +1,16 @@
 //! From a model directory to an engine that runs.
 
-use super::memory::{default_kv_cache_bytes, kv_bytes_per_token};
+use super::backend::{LoadedBackend, load_backend};
 use super::{ReadyInfo, WorkerConfig, WorkerError, WorkerEvent, WorkerKind, pooling};
-use crate::cpu::{CpuBackend, CpuOptions, host_memory};
 use crate::engine::{Backend, BackendInfo, Engine, EngineConfig, RowSampling, SamplingParams, StepBatch, StepSequence};
 use crate::server::{ServedKind, ServedModel};
 use crate::tokenizer::{ChatTemplate, GenerationDefaults, ModelFiles, Tokenizer, eos_token_ids};
 use crate::weights::Checkpoint;
-use mserve_planner::model::{ModelSpec, Pooling, Positions, Program, Task, families, parse_config};
+use mserve_planner::model::{ModelSpec, Pooling, Task, parse_config};
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const DEFAULT_BATCHED_TOKENS: usize = 2048;
-/// Embedding runs a whole text in one step; longer ones want `--max-model-len`.
-const DEFAULT_EMBEDDING_LEN: usize = 8192;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const WARMUP_TOKENS: usize = 8;
@@ -43,7 +39,6 @@ pub fn load(
     phase("tokenizer", 1, 1);
 
     let checkpoint = Checkpoint::open(&config.model_dir)?;
-    let options = cpu_options(config, &spec, &checkpoint)?;
     let mut last = None;
     let mut progress = |done: u64, total: u64| {
         if done == total || last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS_EVERY) {
@@ -51,10 +46,10 @@ pub fn load(
             events(WorkerEvent::Phase { phase: "weights".to_owned(), done, total });
         }
     };
-    let mut backend = CpuBackend::load(&spec, &checkpoint, &options, &mut progress)?;
-    let weight_bytes = backend.weight_bytes();
+    let LoadedBackend { mut backend, weight_bytes, max_num_seqs, max_num_batched_tokens } =
+        load_backend(config, &spec, &checkpoint, &mut progress)?;
     phase("warmup", 0, 1);
-    warm_up(&mut backend, &spec)?;
+    warm_up(backend.as_mut(), &spec)?;
     phase("warmup", 1, 1);
 
     let info = backend.info().clone();
@@ -65,8 +60,8 @@ pub fn load(
     };
     let engine_config = EngineConfig {
         model_name: config.names().swap_remove(0),
-        max_num_seqs: config.max_num_seqs,
-        max_num_batched_tokens: options.max_num_batched_tokens,
+        max_num_seqs,
+        max_num_batched_tokens,
         max_model_len,
         max_num_queued_reqs: config.max_num_queued_reqs,
         enable_prefix_caching: config.enable_prefix_caching,
@@ -79,9 +74,9 @@ pub fn load(
         num_blocks: info.num_blocks as u64,
         block_size: info.block_size as u64,
         max_model_len: max_model_len as u64,
-        max_num_seqs: config.max_num_seqs as u64,
+        max_num_seqs: max_num_seqs as u64,
     };
-    let engine = Engine::start(Box::new(backend), engine_config)?;
+    let engine = Engine::start(backend, engine_config)?;
     let eos_token_ids = eos_token_ids.into();
     let model =
         ServedModel { engine, tokenizer, chat_template, eos_token_ids, generation_defaults, kind, max_model_len };
@@ -114,56 +109,6 @@ fn served_spec(config: &WorkerConfig) -> Result<ModelSpec, WorkerError> {
     }
 }
 
-/// Sizes of cache and arena: what was asked for, else what the model and this machine's memory give.
-fn cpu_options(config: &WorkerConfig, spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<CpuOptions, WorkerError> {
-    let program = families::program(spec);
-    let standard = CpuOptions::default();
-    let max_model_len = match config.max_model_len {
-        Some(asked) => asked,
-        None => default_model_len(config, spec, &program)?,
-    };
-    let budget = DEFAULT_BATCHED_TOKENS.max(config.max_num_seqs);
-    let whole_texts = if program.cached_attentions().next().is_none() { max_model_len } else { 0 };
-    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(budget).max(whole_texts);
-    let (weight_bytes, free) =
-        (checkpoint.tensors().map(|tensor| tensor.bytes()).sum::<u64>(), host_memory::free_bytes());
-    let bytes_per_token = kv_bytes_per_token(&program);
-    let kv_cache_bytes = config.kv_cache_bytes.unwrap_or_else(|| {
-        let left = free.map(|free| free.saturating_sub(weight_bytes));
-        default_kv_cache_bytes(bytes_per_token, config.max_num_seqs, max_model_len, left)
-    });
-    tracing::info!(
-        weight_bytes,
-        kv_cache_bytes,
-        kv_bytes_per_token = bytes_per_token,
-        free_bytes = free,
-        max_model_len,
-        max_num_batched_tokens,
-        "memory of the replica"
-    );
-    Ok(CpuOptions {
-        threads: config.threads.unwrap_or(standard.threads),
-        block_size: config.block_size,
-        kv_cache_bytes,
-        max_model_len: Some(max_model_len),
-        max_num_batched_tokens,
-        weights: config.weights,
-    })
-}
-
-fn default_model_len(config: &WorkerConfig, spec: &ModelSpec, program: &Program) -> Result<usize, WorkerError> {
-    let positions = match spec.positions {
-        Positions::Rope => spec.max_position_embeddings,
-        Positions::Learned { rows, offset, .. } => spec.max_position_embeddings.min(rows.saturating_sub(offset)),
-    };
-    let positions = usize::try_from(positions).unwrap_or(usize::MAX);
-    if program.cached_attentions().next().is_some() {
-        return Ok(positions);
-    }
-    let made_for = pooling::max_seq_length(&config.model_dir)?.unwrap_or(DEFAULT_EMBEDDING_LEN);
-    Ok(positions.min(made_for))
-}
-
 /// The context that a single request can really use. A length that was asked for is kept or refused; the model's own
 /// is lowered to what the cache holds.
 fn usable_context(config: &WorkerConfig, info: &BackendInfo) -> Result<usize, WorkerError> {
@@ -188,7 +133,7 @@ fn usable_context(config: &WorkerConfig, info: &BackendInfo) -> Result<usize, Wo
 }
 
 /// One step that touches all weights, so that the first request does not pay for it and a broken device shows now.
-fn warm_up(backend: &mut CpuBackend, spec: &ModelSpec) -> Result<(), WorkerError> {
+fn warm_up(backend: &mut dyn Backend, spec: &ModelSpec) -> Result<(), WorkerError> {
     let info = backend.info().clone();
     let cached = info.num_blocks > 0;
     let tokens = WARMUP_TOKENS.min(info.max_model_len).min(if cached { info.block_size } else { usize::MAX });

@@ -1,6 +1,8 @@
 //! One replica: load a model, start its engine, serve it. What `mserve worker` runs.
 
+mod backend;
 mod config;
+mod device;
 mod error;
 mod event;
 mod load;
@@ -9,6 +11,7 @@ mod pooling;
 mod run;
 
 pub use config::{Identity, WorkerConfig, WorkerKind};
+pub use device::{CudaDevice, DeviceChoice, UnknownDevice};
 pub use error::WorkerError;
 pub use event::{FailureKind, ReadyInfo, WorkerEvent};
 pub use memory::{default_kv_cache_bytes, kv_bytes_per_token};

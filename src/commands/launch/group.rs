@@ -3,9 +3,10 @@
 #[cfg(test)]
 mod tests;
 
+use super::gpus::{self, GpuShare};
 use crate::commands::plan::model;
 use crate::exit::Failure;
-use crate::hardware::{NoGpus, probe_gpus, probe_host};
+use crate::hardware::{NoGpus, probe_gpus, probe_host, visible_gpus};
 use crate::settings::ModelSettings;
 use crate::settings::values::Devices;
 use crate::status::ModelKind;
@@ -34,6 +35,16 @@ const PROCESS_BYTES: u64 = 64 * MIB;
 pub(super) struct ThisMachine {
     host: Host,
     gpus: Result<Vec<GpuDevice>, NoGpus>,
+    /// What of CUDA is missing.
+    gpu_libraries: Result<(), String>,
+}
+
+/// Where a group runs.
+#[derive(Debug)]
+struct Placement {
+    gpu: Option<GpuShare>,
+    /// Why not on a card, where there are cards.
+    why_not: Option<String>,
 }
 
 /// A group as it will be started.
@@ -52,6 +63,9 @@ pub(super) struct GroupPlan {
     pub max_model_len: u64,
     pub max_num_seqs: u32,
     pub threads: u32,
+    /// Its cards; the CPU when `None`.
+    pub gpu: Option<GpuShare>,
+    why_not_gpu: Option<String>,
 }
 
 /// A model whose files have been looked at.
@@ -63,11 +77,16 @@ struct Inspected {
     weight_bytes: u64,
     kv_bytes_per_token: u64,
     max_model_len: u64,
+    placement: Placement,
 }
 
 impl ThisMachine {
     pub fn probe() -> anyhow::Result<Self> {
-        Ok(Self { host: probe_host()?, gpus: probe_gpus() })
+        let variable = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let shown = probe_gpus().map(|gpus| visible_gpus(gpus, variable.as_deref()));
+        let gpus = shown.and_then(|gpus| if gpus.is_empty() { Err(NoGpus::Hidden) } else { Ok(gpus) });
+        let gpu_libraries = if gpus.is_ok() { gpus::libraries() } else { Ok(()) };
+        Ok(Self { host: probe_host()?, gpus, gpu_libraries })
     }
 
     /// Where replicas will run, and why.
@@ -75,30 +94,35 @@ impl ThisMachine {
         let cpus = self.host.cpus;
         let cores = if cpus == 1 { "1 core".to_owned() } else { format!("{cpus} cores") };
         let memory = format_bytes(self.host.memory_available_bytes);
-        let why = match &self.gpus {
+        match &self.gpus {
             Ok(gpus) => {
-                let name = gpus.first().map_or("GPU", |gpu| gpu.name.as_str());
-                format!("{} x {name} left alone: this build's runtime has no GPU backend", gpus.len())
+                let cards: Vec<String> = gpus.iter().map(describe_card).collect();
+                format!("devices: {cores}, {memory} of memory free; {}", cards.join("; "))
             }
-            Err(why) => why.to_string(),
-        };
-        format!("devices: CPU, {cores}, {memory} of memory free ({why})")
-    }
-
-    fn check_devices(&self, settings: &ModelSettings) -> Result<(), Failure> {
-        match (settings.devices, &self.gpus) {
-            (Devices::Auto | Devices::Cpu, _) => Ok(()),
-            (Devices::Gpu, Err(why)) => {
-                Err(Failure::usage(format!("model {}: devices = \"gpu\", but there is {why}", settings.name))
-                    .hint("devices = \"cpu\" serves it here"))
-            }
-            (Devices::Gpu, Ok(_)) => {
-                let message =
-                    format!("model {}: devices = \"gpu\", but the runtime has no GPU backend yet", settings.name);
-                Err(Failure::usage(message).hint("devices = \"cpu\" serves it on the processor"))
-            }
+            Err(why) => format!("devices: CPU, {cores}, {memory} of memory free ({why})"),
         }
     }
+
+    /// Cards for a model, or why it runs on the CPU.
+    fn place(&self, settings: &ModelSettings, spec: &ModelSpec) -> Result<Placement, Failure> {
+        if settings.devices == Devices::Cpu {
+            let why = self.gpus.is_ok().then(|| "devices = \"cpu\" here; --devices gpu asks for one".to_owned());
+            return Ok(Placement { gpu: None, why_not: why });
+        }
+        match gpus::share(settings, spec, &self.gpus, &self.gpu_libraries) {
+            Ok(share) => Ok(Placement { gpu: Some(share), why_not: None }),
+            Err(refused) if settings.devices == Devices::Gpu => Err(refused.failure(&settings.name)),
+            // The line about devices has said that there are none.
+            Err(refused) => Ok(Placement { gpu: None, why_not: self.gpus.is_ok().then(|| refused.why().to_owned()) }),
+        }
+    }
+}
+
+/// `GPU 1 NVIDIA H200 139.00 GiB free`, with who holds the rest.
+fn describe_card(gpu: &GpuDevice) -> String {
+    let holders: Vec<String> = gpu.processes.iter().map(|process| process.pid.to_string()).collect();
+    let holders = if holders.is_empty() { String::new() } else { format!(" (pid {})", holders.join(", ")) };
+    format!("GPU {} {} {} free{holders}", gpu.index, gpu.name, format_bytes(gpu.memory_free_bytes))
 }
 
 /// Look at all models, then share out cores and memory.
@@ -111,7 +135,6 @@ pub(super) fn plan_all(models: &[ModelSettings], machine: &ThisMachine) -> anyho
 }
 
 fn inspect(settings: &ModelSettings, machine: &ThisMachine) -> anyhow::Result<Inspected> {
-    machine.check_devices(settings)?;
     let loaded = model::load(&settings.path)?;
     // A config.json stands for its directory.
     let given = &settings.path;
@@ -136,6 +159,7 @@ fn inspect(settings: &ModelSettings, machine: &ThisMachine) -> anyhow::Result<In
         return Err(Failure::usage(message).hint(format!("at most {positions}")).into());
     }
     Ok(Inspected {
+        placement: machine.place(settings, &spec)?,
         kv_bytes_per_token: kv_bytes_per_token(&families::program(&spec)),
         max_model_len: settings.max_model_len.unwrap_or(positions),
         settings: settings.clone(),
@@ -182,8 +206,12 @@ fn weight_bytes(directory: &Path) -> anyhow::Result<u64> {
 }
 
 fn share_out(models: Vec<Inspected>, host: Host) -> Result<Vec<GroupPlan>, Failure> {
-    let replicas: u64 = models.iter().map(|model| u64::from(model.settings.replicas)).sum();
-    let fixed: u64 = models.iter().map(|m| (m.weight_bytes + PROCESS_BYTES) * u64::from(m.settings.replicas)).sum();
+    let on_cpu = |model: &&Inspected| model.placement.gpu.is_none();
+    let replicas: u64 = models.iter().filter(on_cpu).map(|model| u64::from(model.settings.replicas)).sum();
+    let fixed: u64 = models
+        .iter()
+        .map(|m| (if on_cpu(&m) { m.weight_bytes } else { 0 } + PROCESS_BYTES) * u64::from(m.settings.replicas))
+        .sum();
     let available = host.memory_available_bytes;
     let Some(left) = available.checked_sub(fixed) else {
         return Err(does_not_fit(&models, fixed, available));
@@ -191,7 +219,11 @@ fn share_out(models: Vec<Inspected>, host: Host) -> Result<Vec<GroupPlan>, Failu
     let threads = u32::try_from(u64::from(host.cpus) / replicas.max(1)).unwrap_or(1).max(1);
     let share = left / CACHE_SHARE / replicas.max(1);
     let plans = models.into_iter().map(|model| plan_group(model, share, threads)).collect::<Result<Vec<_>, _>>()?;
-    let caches: u64 = plans.iter().map(|plan| plan.kv_cache_bytes() * u64::from(plan.settings.replicas)).sum();
+    let caches: u64 = plans
+        .iter()
+        .filter(|plan| plan.gpu.is_none())
+        .map(|plan| plan.kv_cache_bytes() * u64::from(plan.settings.replicas))
+        .sum();
     if caches > left {
         let message = format!(
             "the KV caches need {}, and weights leave {} of the {} that are free",
@@ -220,6 +252,23 @@ fn does_not_fit(models: &[Inspected], needed: u64, available: u64) -> Failure {
 
 /// `share` is the cache that one replica may take unasked.
 fn plan_group(model: Inspected, share: u64, threads: u32) -> Result<GroupPlan, Failure> {
+    if let Some(share) = model.placement.gpu {
+        return Ok(GroupPlan {
+            directory: model.directory,
+            kind: model.kind,
+            architecture: model.spec.architecture,
+            weight_bytes: share.plan.weight_bytes,
+            kv_bytes_per_token: share.plan.cache.bytes_per_token,
+            block_size: u32::try_from(share.plan.cache.block_size_tokens).unwrap_or(DEFAULT_BLOCK_SIZE),
+            num_blocks: share.plan.cache.num_blocks,
+            max_model_len: share.plan.max_model_len,
+            max_num_seqs: share.plan.max_num_seqs,
+            threads: model.settings.threads.unwrap_or(threads),
+            settings: model.settings,
+            gpu: Some(share),
+            why_not_gpu: None,
+        });
+    }
     let settings = model.settings;
     let block_size = settings.block_size.unwrap_or(DEFAULT_BLOCK_SIZE);
     let max_num_seqs = settings.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS);
@@ -259,6 +308,8 @@ fn plan_group(model: Inspected, share: u64, threads: u32) -> Result<GroupPlan, F
         max_num_seqs,
         threads: settings.threads.unwrap_or(threads),
         settings,
+        gpu: None,
+        why_not_gpu: model.placement.why_not,
     })
 }
 
@@ -270,6 +321,9 @@ impl GroupPlan {
     /// A bound on one step's time, far beyond what it takes: every weight times every token of the step, on a slow
     /// core. Busy is not dead.
     pub fn max_stall(&self) -> Duration {
+        if self.gpu.is_some() {
+            return LEAST_STALL;
+        }
         let tokens = self.settings.max_num_batched_tokens.unwrap_or(DEFAULT_MAX_NUM_BATCHED_TOKENS);
         let step_s = self.weight_bytes as f64 * tokens as f64 / SLOW_CORE_FLOPS_PER_S / f64::from(self.threads);
         LEAST_STALL + Duration::from_secs_f64(step_s.min(LONGEST_STALL_S))
@@ -290,17 +344,26 @@ impl GroupPlan {
             ModelKind::Chat => "chat",
             ModelKind::Embedding => "embedding",
         };
+        let place = match &self.gpu {
+            None => format!("cpu with {threads} each"),
+            Some(share) => {
+                let cards: Vec<String> = share.cards.iter().map(|card| card.index.to_string()).collect();
+                let name = share.cards.first().map_or("", |card| card.name.as_str());
+                format!("GPU {} ({name}), one each", cards.join(", "))
+            }
+        };
+        let why = self.why_not_gpu.as_ref().map_or(String::new(), |why| format!(" (not on a GPU: {why})"));
         let start = format!(
-            "{} ({}, {kind}): {replicas} on cpu with {threads} each, {} of weights",
+            "{} ({}, {kind}): {replicas} on {place}, {} of weights",
             self.settings.name,
             self.architecture,
             format_bytes(self.weight_bytes)
         );
         if self.num_blocks == 0 {
-            return format!("{start}, no KV cache; texts up to {} tokens", format_count(self.max_model_len));
+            return format!("{start}, no KV cache; texts up to {} tokens{why}", format_count(self.max_model_len));
         }
         format!(
-            "{start}; KV {} a token, {} blocks of {} tokens = {}; a replica holds {:.1} requests of {} tokens",
+            "{start}; KV {} a token, {} blocks of {} tokens = {}; a replica holds {:.1} requests of {} tokens{why}",
             format_bytes(self.kv_bytes_per_token),
             format_count(self.num_blocks),
             self.block_size,

@@ -2,6 +2,7 @@
 
 use super::control_server::Control;
 use super::deployment::Deployment;
+use super::gpus;
 use super::group::GroupPlan;
 use super::progress::{follow, say};
 use super::shutdown::{Stop, failure_code, listen, wind_down};
@@ -14,6 +15,7 @@ use crate::settings::ServerSettings;
 use crate::status::ModelKind;
 use crate::supervisor::{LogBook, ReplicaView, Supervisor, SupervisorLimits};
 use crate::tui::{self, Outcome, TuiOptions};
+use mserve_planner::units::{format_bytes, format_count};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -58,6 +60,7 @@ pub(super) async fn launch(
         ..RouterLimits::default()
     };
     let router = Router::new(Arc::clone(&registry), limits, access(&server))?;
+    gpus::check_still_free(&groups)?;
     let specs = groups.iter().flat_map(|plan| launch.replicas(plan)).collect();
     let limits = SupervisorLimits { drain: server.shutdown_timeout, ..SupervisorLimits::default() };
     let supervisor = Supervisor::start(specs, &limits, Arc::new(LogBook::default()))?;
@@ -235,6 +238,15 @@ impl Run<'_> {
             say(&format!("ready in {seconds:.1} s: {ready} replicas"));
         } else {
             say(&format!("partly ready after {seconds:.1} s: {ready} of {} replicas", views.len()));
+        }
+        for (spec, view) in &views {
+            let group = self.groups.iter().find(|group| group.settings.name == spec.model);
+            if let (Some(share), Some(info)) = (group.and_then(|group| group.gpu.as_ref()), &view.ready) {
+                let (planned, actual) = (share.plan.cache.kv_cache_bytes, info.kv_cache_bytes);
+                let tokens = format_count(info.num_blocks * info.block_size);
+                let (planned, actual) = (format_bytes(planned), format_bytes(actual));
+                say(&format!("  {}  KV cache planned {planned}, actual {actual} = {tokens} tokens", spec.id));
+            }
         }
         let endpoint = &self.deployment.endpoint;
         let names: Vec<_> = self.groups.iter().map(|group| group.settings.name.as_str()).collect();

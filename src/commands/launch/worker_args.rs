@@ -4,6 +4,7 @@ use super::group::GroupPlan;
 use crate::router::{Group, Replica};
 use crate::status::ModelKind;
 use crate::supervisor::{ReplicaSpec, WorkerCommand};
+use mserve_planner::hardware::GpuDevice;
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -37,20 +38,31 @@ impl Launch {
 
     fn replica(&self, plan: &GroupPlan, index: u32) -> ReplicaSpec {
         let id = replica_id(plan, index);
+        let card = plan.gpu.as_ref().and_then(|share| share.cards.get(index as usize));
         ReplicaSpec {
             command: WorkerCommand {
                 program: THIS_PROGRAM.into(),
                 args: self.args(plan, &id),
-                env: vec![("MSERVE_WORKER_TOKEN".into(), self.token.clone())],
+                env: self.env(card),
                 env_remove: SECRETS.map(Into::into).to_vec(),
             },
             id,
             model: plan.settings.name.clone(),
             kind: plan.kind,
-            devices: vec!["cpu".into()],
+            devices: vec![card.map_or_else(|| "cpu".into(), |card| card.uuid.clone())],
             max_stall: plan.max_stall(),
             token: self.token.clone(),
         }
+    }
+
+    /// A replica sees its own card only, as device 0.
+    fn env(&self, card: Option<&GpuDevice>) -> Vec<(String, String)> {
+        let mut env = vec![("MSERVE_WORKER_TOKEN".into(), self.token.clone())];
+        if let Some(card) = card {
+            env.push(("CUDA_VISIBLE_DEVICES".into(), card.uuid.clone()));
+            env.push(("CUDA_DEVICE_ORDER".into(), "PCI_BUS_ID".into()));
+        }
+        env
     }
 
     fn args(&self, plan: &GroupPlan, id: &str) -> Vec<OsString> {
@@ -68,6 +80,10 @@ impl Launch {
         flag("--kind", kind.into());
         flag("--host", "127.0.0.1".into());
         flag("--port", "0".into());
+        flag("--device", if plan.gpu.is_some() { "cuda" } else { "cpu" }.into());
+        if let Some(share) = &plan.gpu {
+            flag("--gpu-memory-utilization", share.plan.gpu_memory_utilization.to_string().into());
+        }
         let mut number = |name: &str, value: Option<u64>| {
             if let Some(value) = value {
                 flag(name, value.to_string().into());
@@ -81,7 +97,9 @@ impl Launch {
         // With a cache the plan has settled it; without, the worker knows the length that the model was made for.
         let planned_len = (plan.num_blocks > 0).then_some(plan.max_model_len);
         number("--max-model-len", planned_len.or(settings.max_model_len));
-        number("--kv-cache-bytes", (plan.num_blocks > 0).then(|| plan.kv_cache_bytes()));
+        // A card's replica measures what its share leaves.
+        let planned_cache = (plan.num_blocks > 0 && plan.gpu.is_none()).then(|| plan.kv_cache_bytes());
+        number("--kv-cache-bytes", planned_cache.or(plan.gpu.as_ref().and(settings.kv_cache_memory_bytes)));
         if let Some(template) = &settings.chat_template {
             flag("--chat-template", template.clone().into());
         }

@@ -5,7 +5,7 @@ use mserve_planner::units::GIB;
 
 fn machine(memory_bytes: u64, gpus: Result<Vec<GpuDevice>, NoGpus>) -> ThisMachine {
     let host = Host { cpus: 8, memory_total_bytes: memory_bytes, memory_available_bytes: memory_bytes };
-    ThisMachine { host, gpus }
+    ThisMachine { host, gpus, gpu_libraries: Err("libnvrtc is missing".to_owned()) }
 }
 
 fn settings(model: &Path, overrides: ModelOverrides) -> Vec<ModelSettings> {
@@ -70,7 +70,9 @@ fn gpus_that_cannot_be_used_are_told_of() {
         processes: Vec::new(),
     };
     let with_gpu = machine(GIB, Ok(vec![gpu]));
-    assert!(with_gpu.line().contains("1 x NVIDIA H200 left alone"), "{}", with_gpu.line());
+    assert!(with_gpu.line().ends_with("; GPU 0 NVIDIA H200 1.00 GiB free"), "{}", with_gpu.line());
+    let auto = plan_all(&settings(&demo(), ModelOverrides::default()), &with_gpu).unwrap().remove(0);
+    assert!(auto.gpu.is_none() && auto.line().ends_with("(not on a GPU: libnvrtc is missing)"), "{}", auto.line());
     for machine in [with_gpu, machine(GIB, Err(NoGpus::NoLibrary))] {
         let wanted = ModelOverrides { devices: Some(Devices::Gpu), ..ModelOverrides::default() };
         let error = plan_all(&settings(&demo(), wanted), &machine).unwrap_err();

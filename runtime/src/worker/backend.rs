@@ -1,0 +1,242 @@
+//! Which device runs the model, and the model brought onto it.
+
+use super::memory::{default_kv_cache_bytes, kv_bytes_per_token};
+use super::{CudaDevice, DeviceChoice, WorkerConfig, WorkerError, pooling};
+use crate::cpu::{CpuBackend, CpuOptions, WeightFormat, host_memory};
+use crate::cuda::{self, CudaBackend, CudaError, CudaOptions, WeightOrigin};
+use crate::engine::Backend;
+use crate::weights::Checkpoint;
+use mserve_planner::model::{ModelSpec, Positions, Program, families};
+
+/// A card takes four times as many: see [`CudaOptions`].
+const CPU_MAX_NUM_SEQS: usize = 64;
+const CPU_BATCHED_TOKENS: usize = 2048;
+/// Embedding runs a whole text in one step; longer ones want `--max-model-len`.
+const DEFAULT_EMBEDDING_LEN: usize = 8192;
+
+/// A model that is ready for its first step.
+pub(super) struct LoadedBackend {
+    pub backend: Box<dyn Backend>,
+    pub weight_bytes: u64,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+}
+
+type Progress<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
+
+/// Bring the model onto the device that was asked for.
+///
+/// # Errors
+/// Of the device that was named. With `auto` a machine or a model that no card can serve is served by the CPU, with one
+/// line in the log that says why; a card that could serve it and is full or too small is an error there too.
+pub(super) fn load_backend(
+    config: &WorkerConfig,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    progress: Progress<'_>,
+) -> Result<LoadedBackend, WorkerError> {
+    match &config.device {
+        DeviceChoice::Cpu => on_cpu(config, spec, checkpoint, progress),
+        DeviceChoice::Cuda(device) => Ok(on_cuda(config, device, spec, checkpoint, progress)?),
+        DeviceChoice::Auto => match on_cuda(config, &CudaDevice::Ordinal(0), spec, checkpoint, progress) {
+            Err(why) if leaves_it_to_the_cpu(&why) => {
+                tracing::info!(%why, "device auto: the CPU serves this model");
+                on_cpu(config, spec, checkpoint, progress)
+            }
+            other => Ok(other?),
+        },
+    }
+}
+
+/// Found out before anything is put on a card, and the same at every start.
+const fn leaves_it_to_the_cpu(error: &CudaError) -> bool {
+    matches!(
+        error,
+        CudaError::NoDriver { .. }
+            | CudaError::DriverTooOld { .. }
+            | CudaError::NoDevice { .. }
+            | CudaError::CardTooOld { .. }
+            | CudaError::LibraryMissing(_)
+            | CudaError::Unsupported { .. }
+    )
+}
+
+fn on_cuda(
+    config: &WorkerConfig,
+    device: &CudaDevice,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    progress: Progress<'_>,
+) -> Result<LoadedBackend, CudaError> {
+    can_run(config, spec)?;
+    let standard = CudaOptions::default();
+    let max_num_seqs = config.max_num_seqs.unwrap_or(standard.max_num_seqs);
+    let options = CudaOptions {
+        ordinal: match device {
+            CudaDevice::Ordinal(ordinal) => *ordinal,
+            CudaDevice::Uuid(uuid) => cuda::device::ordinal_of(uuid)?,
+        },
+        gpu_memory_utilization: config.gpu_memory_utilization,
+        max_model_len: config.max_model_len,
+        max_num_seqs,
+        max_num_batched_tokens: config
+            .max_num_batched_tokens
+            .unwrap_or_else(|| standard.max_num_batched_tokens.max(max_num_seqs)),
+        kv_cache_bytes: config.kv_cache_bytes,
+        ..standard
+    };
+    let backend = CudaBackend::load(spec, &WeightOrigin::Source(checkpoint), &options, progress)?;
+    log_memory(&backend)?;
+    Ok(LoadedBackend {
+        weight_bytes: backend.weight_bytes(),
+        backend: Box::new(backend),
+        max_num_seqs,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+    })
+}
+
+/// Whether a card can run this model with these settings at all.
+fn can_run(config: &WorkerConfig, spec: &ModelSpec) -> Result<(), CudaError> {
+    if !matches!(config.weights, WeightFormat::Auto | WeightFormat::Bf16) {
+        let what = format!("weights kept as {:?}, only as bf16", config.weights);
+        return Err(CudaError::Unsupported { op: "Linear", what });
+    }
+    if config.block_size != cuda::kernels::BLOCK_SIZE as usize {
+        let what = format!("KV blocks of {} tokens, only of {}", config.block_size, cuda::kernels::BLOCK_SIZE);
+        return Err(CudaError::Unsupported { op: "Attention", what });
+    }
+    cuda::check_model(spec)
+}
+
+/// The plan of the card's memory beside what is really in use, and where the time of the start went.
+fn log_memory(backend: &CudaBackend) -> Result<(), CudaError> {
+    let terms = backend.planned_memory();
+    let planned_bytes: u64 = terms.iter().map(|term| term.bytes).sum();
+    let terms: Vec<String> = terms.iter().map(|term| format!("{} {}", term.name, term.bytes)).collect();
+    let phases: Vec<String> = backend.timings().iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect();
+    tracing::info!(
+        device = %backend.info().device,
+        planned_bytes,
+        used_bytes = backend.used_bytes()?,
+        kv_cache_bytes = backend.info().kv_cache_bytes,
+        terms = %terms.join(", "),
+        phases = %phases.join(", "),
+        "memory of the card, planned and used"
+    );
+    Ok(())
+}
+
+fn on_cpu(
+    config: &WorkerConfig,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+    progress: Progress<'_>,
+) -> Result<LoadedBackend, WorkerError> {
+    let max_num_seqs = config.max_num_seqs.unwrap_or(CPU_MAX_NUM_SEQS);
+    let options = cpu_options(config, max_num_seqs, spec, checkpoint)?;
+    let backend = CpuBackend::load(spec, checkpoint, &options, progress)?;
+    Ok(LoadedBackend {
+        weight_bytes: backend.weight_bytes(),
+        backend: Box::new(backend),
+        max_num_seqs,
+        max_num_batched_tokens: options.max_num_batched_tokens,
+    })
+}
+
+/// Sizes of cache and arena: what was asked for, else what the model and this machine's memory give.
+fn cpu_options(
+    config: &WorkerConfig,
+    max_num_seqs: usize,
+    spec: &ModelSpec,
+    checkpoint: &Checkpoint,
+) -> Result<CpuOptions, WorkerError> {
+    let program = families::program(spec);
+    let standard = CpuOptions::default();
+    let max_model_len = match config.max_model_len {
+        Some(asked) => asked,
+        None => default_model_len(config, spec, &program)?,
+    };
+    let budget = CPU_BATCHED_TOKENS.max(max_num_seqs);
+    let whole_texts = if program.cached_attentions().next().is_none() { max_model_len } else { 0 };
+    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(budget).max(whole_texts);
+    let (weight_bytes, free) =
+        (checkpoint.tensors().map(|tensor| tensor.bytes()).sum::<u64>(), host_memory::free_bytes());
+    let bytes_per_token = kv_bytes_per_token(&program);
+    let kv_cache_bytes = config.kv_cache_bytes.unwrap_or_else(|| {
+        let left = free.map(|free| free.saturating_sub(weight_bytes));
+        default_kv_cache_bytes(bytes_per_token, max_num_seqs, max_model_len, left)
+    });
+    tracing::info!(
+        weight_bytes,
+        kv_cache_bytes,
+        kv_bytes_per_token = bytes_per_token,
+        free_bytes = free,
+        max_model_len,
+        max_num_batched_tokens,
+        "memory of the replica"
+    );
+    Ok(CpuOptions {
+        threads: config.threads.unwrap_or(standard.threads),
+        block_size: config.block_size,
+        kv_cache_bytes,
+        max_model_len: Some(max_model_len),
+        max_num_batched_tokens,
+        weights: config.weights,
+    })
+}
+
+fn default_model_len(config: &WorkerConfig, spec: &ModelSpec, program: &Program) -> Result<usize, WorkerError> {
+    let positions = match spec.positions {
+        Positions::Rope => spec.max_position_embeddings,
+        Positions::Learned { rows, offset, .. } => spec.max_position_embeddings.min(rows.saturating_sub(offset)),
+    };
+    let positions = usize::try_from(positions).unwrap_or(usize::MAX);
+    if program.cached_attentions().next().is_some() {
+        return Ok(positions);
+    }
+    let made_for = pooling::max_seq_length(&config.model_dir)?.unwrap_or(DEFAULT_EMBEDDING_LEN);
+    Ok(positions.min(made_for))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::worker::FailureKind;
+    use mserve_planner::model::{Pooling, Task};
+
+    /// As an embedding model, which no card serves yet.
+    fn demo() -> (WorkerConfig, ModelSpec) {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model");
+        let spec = mserve_planner::model::parse_config(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+        (WorkerConfig::new(dir), spec.with_task(Task::Embed { pooling: Pooling::Mean }))
+    }
+
+    #[test]
+    fn what_a_card_cannot_run_is_said_before_one_is_looked_for() {
+        let (config, spec) = demo();
+        let why = can_run(&config, &spec).unwrap_err();
+        assert!(matches!(why, CudaError::Unsupported { .. }) && leaves_it_to_the_cpu(&why), "{why}");
+        can_run(&config, &ModelSpec { task: Task::Generate, ..spec.clone() }).unwrap();
+        let quantized = can_run(&WorkerConfig { weights: WeightFormat::Q8_0, ..config }, &spec).unwrap_err();
+        assert!(quantized.to_string().contains("only as bf16"), "{quantized}");
+    }
+
+    #[test]
+    fn auto_serves_on_the_cpu_and_cuda_refuses() {
+        let (config, spec) = demo();
+        let checkpoint = Checkpoint::open(&config.model_dir).unwrap();
+        let loaded = load_backend(&config, &spec, &checkpoint, &mut |_, _| {}).map(|l| l.backend.info().device.clone());
+        assert!(loaded.unwrap().starts_with("cpu"));
+        let explicit = WorkerConfig { device: DeviceChoice::Cuda(CudaDevice::Ordinal(0)), ..config };
+        let error = load_backend(&explicit, &spec, &checkpoint, &mut |_, _| {}).err().unwrap();
+        assert_eq!(error.kind(), FailureKind::Config, "{error}");
+    }
+
+    #[test]
+    fn a_full_card_is_an_error_with_auto_too() {
+        let full = CudaError::CardFull { device: "d".into(), needed_bytes: 2, free_bytes: 1, total_bytes: 4 };
+        assert!(!leaves_it_to_the_cpu(&full));
+        assert_eq!(WorkerError::from(full).kind(), FailureKind::DoesNotFit);
+    }
+}
