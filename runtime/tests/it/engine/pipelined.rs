@@ -2,7 +2,7 @@
 
 use super::toy_backend::{FAILS_STEP, Seen, expected_greedy};
 use super::*;
-use mserve_runtime::engine::{RequestError, TokenEvent};
+use mserve_runtime::engine::{AdmissionError, RequestError, Shutdown, TokenEvent};
 use std::sync::Mutex;
 
 fn engine(backend: ToyBackend, config: EngineConfig) -> (EngineHandle, Arc<Mutex<Seen>>) {
@@ -48,15 +48,44 @@ fn penalties_wait_for_the_token_before() {
 #[test]
 fn a_step_that_fails_between_others_hurts_only_those_in_it() {
     for backend in [device(), device().refusing_early()] {
-        let (engine, _) = engine(backend, EngineConfig { max_num_seqs: 2, ..config() });
+        let (engine, _) = engine(backend, EngineConfig { max_num_seqs: 1, ..config() });
         for seed in 0..20 {
             let beside = engine.generate(request(&prompt(seed, 9), greedy(30))).unwrap();
             let mut bad = engine.generate(request(&[1, FAILS_STEP], greedy(5))).unwrap();
             let after = engine.generate(request(&prompt(100 + seed, 9), greedy(30))).unwrap();
             assert!(matches!(bad.blocking_next(), Some(TokenEvent::Failed(RequestError::Device(_)))));
             assert_eq!(collect(after).0, expected_greedy(&prompt(100 + seed, 9), 30));
-            drop(beside);
+            assert_eq!(collect(beside).0, expected_greedy(&prompt(seed, 9), 30));
         }
         wait_until_empty(&engine);
+    }
+}
+
+#[tokio::test]
+async fn shutdown_finishes_or_cuts_off_what_is_under_way() {
+    for (drain_for, failed) in [(Duration::from_secs(60), 0), (Duration::ZERO, 3)] {
+        let (gate, receiver) = channel();
+        let (engine, seen) = engine(device().gated(receiver), config());
+        let ask = |seed| engine.generate(request(&prompt(seed, 5), greedy(50))).unwrap();
+        let streams: Vec<_> = (0..3).map(ask).collect();
+        gate.send(()).unwrap();
+        // The second step waits for a word, or is behind the one that does.
+        while seen.lock().unwrap().ahead == 0 {
+            tokio::task::yield_now().await;
+        }
+        let handle = engine.clone();
+        let shutdown = tokio::spawn(async move { handle.shutdown(drain_for).await });
+        while !matches!(engine.generate(request(&[1], greedy(1))), Err(AdmissionError::Stopped { .. })) {
+            tokio::task::yield_now().await;
+        }
+        drop(gate);
+        assert_eq!(shutdown.await.unwrap(), Shutdown::Done { failed });
+        for mut stream in streams {
+            let mut last = None;
+            while let Some(event) = stream.next().await {
+                last = Some(event);
+            }
+            assert_eq!(matches!(last, Some(TokenEvent::Finished { .. })), failed == 0, "{last:?}");
+        }
     }
 }
