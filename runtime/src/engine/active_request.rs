@@ -53,6 +53,14 @@ impl ActiveRequest {
         }
     }
 
+    /// Tokens of the sequence when it is over at the latest, prompt and output.
+    pub fn max_len(&self) -> usize {
+        match &self.task {
+            Task::Generate(generation) => self.prompt_tokens + generation.max_tokens,
+            Task::Encode(_) => self.prompt_tokens,
+        }
+    }
+
     /// Nobody waits for the answer any more.
     pub fn is_cancelled(&self) -> bool {
         match &self.task {
@@ -92,8 +100,8 @@ pub struct Generation {
     /// Set by a reader that leaves because the text is complete.
     pub text_is_complete: Arc<AtomicBool>,
     eos_token_ids: Arc<[u32]>,
-    /// `None` only while it travels in a step.
-    pub sampling: Option<RowSampling>,
+    /// As of the tokens that are known. Its `output_token_ids` are away while they travel in a step.
+    sampling: RowSampling,
     /// `max_tokens`, less when the context or the pool ends before.
     max_tokens: usize,
     generated: usize,
@@ -118,15 +126,14 @@ impl Generation {
     ) -> Self {
         let sampling = row_sampling(&request);
         let GenerateRequest { request_id, eos_token_ids, .. } = request;
-        Self { request_id, events, text_is_complete, eos_token_ids, sampling: Some(sampling), max_tokens, generated: 0 }
+        Self { request_id, events, text_is_complete, eos_token_ids, sampling, max_tokens, generated: 0 }
     }
 
     /// Count a chosen token, prepare the next choice, and say whether there is one.
     pub fn accept(&mut self, token: &SampledToken) -> Verdict {
         self.generated += 1;
         let generated = self.generated;
-        let Some(sampling) = &mut self.sampling else { return Verdict::GoOn };
-        let params = Arc::clone(&sampling.params);
+        let params = Arc::clone(&self.sampling.params);
         if !params.ignore_eos && self.eos_token_ids.contains(&token.token_id) {
             return Verdict::Stop(FinishReason::Stop { stop_token_id: None });
         }
@@ -136,14 +143,41 @@ impl Generation {
         if generated >= self.max_tokens {
             return Verdict::LastToken;
         }
-        sampling.step = generated as u64;
-        if penalizes_output(sampling) {
-            sampling.output_token_ids.push(token.token_id);
-        }
-        if generated >= params.min_tokens {
-            sampling.forbidden_token_ids.clear();
+        if self.penalizes_output() {
+            self.sampling.output_token_ids.push(token.token_id);
         }
         Verdict::GoOn
+    }
+
+    /// For a step that chooses the token after `pending` ones which are not known yet.
+    pub fn sampling_after(&self, pending: usize) -> RowSampling {
+        let sampling = &self.sampling;
+        let chosen = self.generated + pending;
+        let may_end = chosen >= sampling.params.min_tokens;
+        RowSampling {
+            params: Arc::clone(&sampling.params),
+            seed: sampling.seed,
+            step: chosen as u64,
+            prompt_token_ids: Arc::clone(&sampling.prompt_token_ids),
+            output_token_ids: Vec::new(),
+            forbidden_token_ids: if may_end { Vec::new() } else { sampling.forbidden_token_ids.clone() },
+        }
+    }
+
+    /// The tokens generated so far as the penalties need them, empty without any. They come back by
+    /// [`Self::return_output`] before the next token is accepted.
+    pub fn lend_output(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.sampling.output_token_ids)
+    }
+
+    pub fn return_output(&mut self, output_token_ids: Vec<u32>) {
+        self.sampling.output_token_ids = output_token_ids;
+    }
+
+    /// Choosing a token needs to know all before it.
+    pub fn penalizes_output(&self) -> bool {
+        let params = &self.sampling.params;
+        params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
     }
 
     /// The reader left: because it had all the text, or because it gave up.
@@ -172,14 +206,8 @@ fn row_sampling(request: &GenerateRequest) -> RowSampling {
     }
 }
 
-fn penalizes_output(sampling: &RowSampling) -> bool {
-    let params = &sampling.params;
-    params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::SamplingParams;
     use super::*;
 
@@ -202,11 +230,11 @@ mod tests {
     fn every_token_moves_the_random_number_on() {
         let mut generation = generation(SamplingParams::default(), 10);
         for step in 0..3 {
-            assert_eq!(generation.sampling.as_ref().unwrap().step, step);
+            assert_eq!((generation.sampling_after(0).step, generation.sampling_after(1).step), (step, step + 1));
             assert_eq!(generation.accept(&token(4)), Verdict::GoOn);
         }
         // Nobody asked for penalties, so nothing is carried along for them.
-        let sampling = generation.sampling.unwrap();
+        let sampling = generation.sampling;
         assert!(sampling.output_token_ids.is_empty() && sampling.prompt_token_ids.is_empty());
     }
 
@@ -214,12 +242,21 @@ mod tests {
     fn penalties_get_what_they_need() {
         let mut repetition = generation(SamplingParams { repetition_penalty: 1.1, ..SamplingParams::default() }, 10);
         repetition.accept(&token(4));
-        let sampling = repetition.sampling.unwrap();
+        let sampling = repetition.sampling;
         assert_eq!((&*sampling.prompt_token_ids, &*sampling.output_token_ids), (&[1, 2, 3][..], &[4][..]));
         let mut presence = generation(SamplingParams { presence_penalty: 1.0, ..SamplingParams::default() }, 10);
         presence.accept(&token(4));
-        let sampling = presence.sampling.unwrap();
+        let sampling = presence.sampling;
         assert_eq!((sampling.prompt_token_ids.len(), &*sampling.output_token_ids), (0, &[4][..]));
+    }
+
+    #[test]
+    fn a_token_not_known_yet_counts_for_min_tokens() {
+        let mut generation = generation(SamplingParams { min_tokens: 2, ..SamplingParams::default() }, 10);
+        assert_eq!(generation.sampling_after(1).forbidden_token_ids, [9]);
+        generation.accept(&token(4));
+        assert_eq!(generation.sampling_after(0).forbidden_token_ids, [9]);
+        assert!(generation.sampling_after(1).forbidden_token_ids.is_empty());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct BackendInfo {
 }
 
 /// One step: T tokens of S sequences, decode rows (one token) first, then prefill chunks (more than one).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct StepBatch {
     /// `[T]` An id of `!row` (all bits of `row` turned over) stands for the token that output row `row` of the step before
     /// got, which the host may not know yet. Only for backends with more than one step under way.
@@ -36,7 +36,7 @@ pub struct StepBatch {
     pub block_tables: Vec<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StepSequence {
     /// First of this sequence's rows in the step.
     pub query_start: usize,

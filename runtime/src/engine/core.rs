@@ -2,11 +2,11 @@
 
 use super::active_request::{ActiveRequest, Submission, Task, Verdict};
 use super::block_manager::{BlockManager, PrefixCaching};
+use super::pipeline::{Flight, Pipeline, panic_message};
 use super::scheduler::{ScheduledStep, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 use super::shared::{End, Shared, StepRecord};
-use super::{Backend, BackendError, FinishReason, RequestError, RowOutput, SampledToken, StepBatch, TokenEvent, batch};
-use std::any::Any;
+use super::{Backend, BackendError, FinishReason, RequestError, RowOutput, SampledToken, TokenEvent, batch};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,14 +21,12 @@ pub enum Command {
 }
 
 pub struct Core {
-    backend: Box<dyn Backend>,
+    pipeline: Pipeline,
     shared: Arc<Shared>,
     commands: Receiver<Command>,
     scheduler: Scheduler,
     requests: HashMap<SequenceId, ActiveRequest>,
     next_id: SequenceId,
-    step: ScheduledStep,
-    batch: StepBatch,
     record: StepRecord,
 }
 
@@ -45,14 +43,12 @@ impl Core {
         };
         let scheduler = Scheduler::new(limits, BlockManager::new(info.num_blocks, info.block_size, caching));
         Self {
-            backend,
+            pipeline: Pipeline::new(backend),
             shared,
             commands,
             scheduler,
             requests: HashMap::new(),
             next_id: 0,
-            step: ScheduledStep::default(),
-            batch: StepBatch::default(),
             record: StepRecord::default(),
         }
     }
@@ -85,7 +81,7 @@ impl Core {
     fn run_until_end(&mut self) -> Result<(), BackendError> {
         while self.receive() {
             self.drop_cancelled();
-            if self.scheduler.has_work() {
+            if self.has_work() {
                 self.run_step()?;
             }
             self.publish_usage();
@@ -99,13 +95,18 @@ impl Core {
             self.take(command);
         }
         if let Some(deadline) = self.shared.stop_at() {
-            return self.scheduler.has_work() && Instant::now() < deadline;
+            return self.has_work() && Instant::now() < deadline;
         }
-        if self.scheduler.has_work() {
+        if self.has_work() {
             return true;
         }
         // An error: no handle is left, and nothing to do for any.
         self.commands.recv().map(|command| self.take(command)).is_ok()
+    }
+
+    fn has_work(&self) -> bool {
+        // Steps that nobody waits for any more still hold blocks.
+        self.scheduler.has_work() || !self.pipeline.is_empty()
     }
 
     fn take(&mut self, command: Command) {
@@ -113,7 +114,8 @@ impl Core {
         let Submission { prompt_token_ids, request } = *submission;
         let id = self.next_id;
         self.next_id += 1;
-        self.scheduler.add(Sequence::new(id, request.kind(), prompt_token_ids));
+        let max_len = request.max_len();
+        self.scheduler.add(Sequence { max_len, ..Sequence::new(id, request.kind(), prompt_token_ids) });
         self.requests.insert(id, request);
     }
 
@@ -131,34 +133,78 @@ impl Core {
         self.shared.set_usage(self.scheduler.num_running(), blocks.num_blocks() - blocks.num_free());
     }
 
+    /// Send a step ahead where that can be, and look at the oldest when there are enough or nothing can be sent.
+    ///
     /// # Errors
     /// Only one that ends the engine; any other has failed the requests of the step.
     fn run_step(&mut self) -> Result<(), BackendError> {
-        self.scheduler.schedule(&mut self.step);
-        // Or the loop would spin for ever.
-        assert!(!self.step.rows.is_empty(), "there is work, and the scheduler found nothing to run");
-        self.note_schedule();
-        self.fill_batch();
-        let result = run_backend(&mut *self.backend, &self.batch);
-        self.take_back_sampling();
-        match result.and_then(|outputs| self.check_count(outputs)) {
-            Ok(outputs) => self.postprocess(outputs),
-            Err(error) => {
-                self.fail_step(&error);
-                if error.fatal {
-                    return Err(error);
-                }
-            }
+        let submitted = self.pipeline.is_open() && self.submit_step()?;
+        if !submitted || self.pipeline.is_full() {
+            self.collect_step()?;
         }
-        self.shared.record_step(&mut self.record);
         Ok(())
     }
 
-    fn note_schedule(&mut self) {
+    /// False: no step could be sent.
+    fn submit_step(&mut self) -> Result<bool, BackendError> {
+        let mut flight = self.pipeline.spare();
+        self.scheduler.schedule(&mut flight.plan);
+        if flight.plan.rows.is_empty() {
+            // Or the loop would spin for ever.
+            assert!(!self.pipeline.is_empty(), "there is work, and the scheduler found nothing to run");
+            self.pipeline.keep_spare(flight);
+            return Ok(false);
+        }
+        self.note_schedule(&flight.plan);
+        self.fill_batch(&mut flight);
+        // The pipeline keeps the plan, or hands it back with the error.
+        self.scheduler.begin(&flight.plan);
+        match self.pipeline.submit(flight) {
+            Ok(()) => Ok(true),
+            Err(refused) => {
+                let (flight, error) = *refused;
+                self.step_over(flight, Err(error))?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn collect_step(&mut self) -> Result<(), BackendError> {
+        match self.pipeline.collect() {
+            Some((flight, result)) => self.step_over(flight, result),
+            None => Ok(()),
+        }
+    }
+
+    fn step_over(
+        &mut self,
+        mut flight: Flight,
+        result: Result<Vec<RowOutput>, BackendError>,
+    ) -> Result<(), BackendError> {
+        self.take_back_output(&mut flight);
+        let outcome = match result {
+            Ok(outputs) => {
+                self.postprocess(&flight, outputs);
+                Ok(())
+            }
+            Err(error) => {
+                self.scheduler.end(&flight.plan);
+                self.fail_step(&flight.plan, &error);
+                if error.fatal { Err(error) } else { Ok(()) }
+            }
+        };
+        self.pipeline.keep_spare(flight);
+        if outcome.is_ok() {
+            self.shared.record_step(&mut self.record);
+        }
+        outcome
+    }
+
+    fn note_schedule(&mut self, plan: &ScheduledStep) {
         let metrics = &self.shared.metrics;
-        metrics.num_preemptions.inc_by(self.step.preempted.len() as u64);
+        metrics.num_preemptions.inc_by(plan.preempted.len() as u64);
         let now = Instant::now();
-        for id in &self.step.admitted {
+        for id in &plan.admitted {
             let (Some(request), Some(sequence)) = (self.requests.get_mut(id), self.scheduler.sequence(*id)) else {
                 continue;
             };
@@ -174,55 +220,59 @@ impl Core {
         }
     }
 
-    fn fill_batch(&mut self) {
-        batch::clear(&mut self.batch);
+    fn fill_batch(&mut self, flight: &mut Flight) {
+        batch::clear(&mut flight.batch);
+        flight.holds_up_next = false;
         let block_size = self.shared.info.block_size;
-        for row in &self.step.rows {
+        for row in &flight.plan.rows {
             let Some(sequence) = self.scheduler.sequence(row.id) else { continue };
+            let wants_output = row.context_len == sequence.token_ids.len();
             let sampling = self.requests.get_mut(&row.id).and_then(|request| match &mut request.task {
-                Task::Generate(generation) => generation.sampling.take(),
+                Task::Generate(generation) => Some((generation.sampling_after(sequence.num_pending), generation)),
                 Task::Encode(_) => None,
             });
-            batch::push(&mut self.batch, sequence, row.query_len, block_size, sampling);
+            let sampling = sampling.map(|(mut sampling, generation)| {
+                if wants_output && generation.penalizes_output() {
+                    sampling.output_token_ids = generation.lend_output();
+                    flight.holds_up_next = true;
+                }
+                sampling
+            });
+            batch::push(&mut flight.batch, sequence, row.query_len, block_size, sampling);
         }
     }
 
-    fn take_back_sampling(&mut self) {
-        for (row, sequence) in self.step.rows.iter().zip(&mut self.batch.sequences) {
-            if let Some(ActiveRequest { task: Task::Generate(generation), .. }) = self.requests.get_mut(&row.id) {
-                generation.sampling = sequence.sampling.take();
+    fn take_back_output(&mut self, flight: &mut Flight) {
+        let rows = flight.plan.rows.iter().zip(&mut flight.batch.sequences);
+        for (row, sequence) in rows.filter(|(_, sequence)| sequence.wants_output) {
+            if let Some(ActiveRequest { task: Task::Generate(generation), .. }) = self.requests.get_mut(&row.id)
+                && generation.penalizes_output()
+                && let Some(sampling) = sequence.sampling.take()
+            {
+                generation.return_output(sampling.output_token_ids);
             }
         }
     }
 
-    fn check_count(&self, outputs: Vec<RowOutput>) -> Result<Vec<RowOutput>, BackendError> {
-        let wanted = self.batch.sequences.iter().filter(|sequence| sequence.wants_output).count();
-        if outputs.len() == wanted {
-            return Ok(outputs);
-        }
-        let what = format!("it returned {} outputs for {wanted} sequences", outputs.len());
-        Err(BackendError { device: self.shared.info.device.clone(), what, fatal: false })
-    }
-
-    fn postprocess(&mut self, outputs: Vec<RowOutput>) {
-        self.scheduler.advance(&self.step);
-        self.shared.metrics.iteration_tokens.observe(self.step.num_tokens as f64);
-        self.record.prompt_tokens = self.computed_prompt_tokens();
+    /// Rows of requests that are over, since a step was under way when they ended, have nobody to go to.
+    fn postprocess(&mut self, flight: &Flight, outputs: Vec<RowOutput>) {
+        self.scheduler.complete(&flight.plan);
+        self.shared.metrics.iteration_tokens.observe(flight.plan.num_tokens as f64);
+        self.record.prompt_tokens = self.computed_prompt_tokens(flight);
         let now = Instant::now();
         let mut outputs = outputs.into_iter();
-        for at in 0..self.step.rows.len() {
-            let id = self.step.rows[at].id;
-            let output = if self.batch.sequences[at].wants_output { outputs.next() } else { None };
+        for (row, sequence) in flight.plan.rows.iter().zip(&flight.batch.sequences) {
+            let output = if sequence.wants_output { outputs.next() } else { None };
             match output {
-                Some(RowOutput::Token(token)) => self.token_chosen(id, token, now),
-                Some(RowOutput::Vector(vector)) => self.vector_computed(id, vector),
+                Some(RowOutput::Token(token)) => self.token_chosen(row.id, token, now),
+                Some(RowOutput::Vector(vector)) => self.vector_computed(row.id, vector),
                 None => {}
             }
         }
     }
 
-    fn computed_prompt_tokens(&self) -> usize {
-        let rows = self.step.rows.iter().zip(&self.batch.sequences);
+    fn computed_prompt_tokens(&self, flight: &Flight) -> usize {
+        let rows = flight.plan.rows.iter().zip(&flight.batch.sequences);
         rows.map(|(row, sequence)| {
             let prompt_tokens = self.requests.get(&row.id).map_or(0, |request| request.prompt_tokens);
             let before = sequence.context_len - sequence.query_len;
@@ -284,10 +334,10 @@ impl Core {
         }
     }
 
-    fn fail_step(&mut self, error: &BackendError) {
-        tracing::warn!("a step of {} sequences failed: {error}", self.step.rows.len());
-        for at in 0..self.step.rows.len() {
-            self.fail(self.step.rows[at].id, &error.what);
+    fn fail_step(&mut self, plan: &ScheduledStep, error: &BackendError) {
+        tracing::warn!("a step of {} sequences failed: {error}", plan.rows.len());
+        for row in &plan.rows {
+            self.fail(row.id, &error.what);
         }
     }
 
@@ -298,19 +348,6 @@ impl Core {
             request.fail(RequestError::Device(what.to_owned()));
         }
     }
-}
-
-/// A panic in a backend leaves it in a state that nobody knows: as bad as a lost device.
-fn run_backend(backend: &mut dyn Backend, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
-    catch_unwind(AssertUnwindSafe(|| backend.step(batch))).unwrap_or_else(|panic| {
-        let what = format!("it panicked: {}", panic_message(&*panic));
-        Err(BackendError { device: backend.info().device.clone(), what, fatal: true })
-    })
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 fn note_token(shared: &Shared, record: &mut StepRecord, request: &mut ActiveRequest, now: Instant) {

@@ -1,4 +1,5 @@
-//! Continuous batching over any [`Backend`]: the loop is schedule, run, postprocess.
+//! Continuous batching over any [`Backend`]: the loop is schedule, run, postprocess; with a backend that takes
+//! steps ahead of time the next step is planned and under way before the tokens of this one are known (`pipeline`).
 //!
 //! [`EngineHandle`] (any thread) checks and queues; the engine's thread owns the rest: `core` asks `scheduler` (integers
 //! only, over `block_manager`) what runs next, `batch` writes it down for the backend, and the outcome goes back to the
@@ -12,6 +13,7 @@ mod config;
 mod core;
 mod handle;
 mod metrics;
+mod pipeline;
 mod request;
 mod sampler;
 mod sampling_params;

@@ -3,6 +3,9 @@
 //! Continuous batching as in vLLM's `v1/core/sched/scheduler.py`: one token budget per step, decodes first, the rest of
 //! the budget for (chunks of) prompts. A prompt gets all its blocks when it is let in, so only decodes can run out of
 //! them; then the youngest running sequence gives its blocks back and is computed again later.
+//!
+//! Steps may be under way while the next is planned. Their tokens count as computed, the one that they choose has a place
+//! without a value, and no block that they use changes hands before they are over.
 
 use super::block_manager::BlockManager;
 use super::sequence::{Sequence, SequenceId, SequenceKind};
@@ -19,6 +22,8 @@ pub struct ScheduledRow {
     pub id: SequenceId,
     /// Tokens to compute now.
     pub query_len: usize,
+    /// Its computed tokens when the step is over.
+    pub context_len: usize,
 }
 
 /// The plan of one step. Kept between steps to reuse its memory.
@@ -43,8 +48,9 @@ impl ScheduledStep {
         self.preempted.clear();
     }
 
-    fn push(&mut self, id: SequenceId, query_len: usize) {
-        let row = ScheduledRow { id, query_len };
+    fn push(&mut self, sequence: &Sequence, query_len: usize) {
+        let context_len = sequence.num_computed_tokens + query_len;
+        let row = ScheduledRow { id: sequence.id, query_len, context_len };
         if query_len == 1 {
             self.rows.insert(self.num_single, row);
             self.num_single += 1;
@@ -62,7 +68,13 @@ pub struct Scheduler {
     /// Both in order of arrival. The youngest running one is preempted first, and then is older than all that wait.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Over, but with rows in steps under way.
+    leaving: Vec<Sequence>,
+    steps_in_flight: usize,
 }
+
+/// Nothing more can be planned before they are over.
+struct StepsInFlight;
 
 /// What to do with a waiting sequence.
 enum Admission {
@@ -75,7 +87,7 @@ enum Admission {
 
 impl Scheduler {
     pub fn new(limits: SchedulerLimits, blocks: BlockManager) -> Self {
-        Self { limits, blocks, waiting: VecDeque::new(), running: Vec::new() }
+        Self { limits, blocks, waiting: VecDeque::new(), running: Vec::new(), leaving: Vec::new(), steps_in_flight: 0 }
     }
 
     pub fn blocks(&self) -> &BlockManager {
@@ -102,48 +114,86 @@ impl Scheduler {
         self.running.binary_search_by_key(&id, |sequence| sequence.id).ok().map(|at| &self.running[at])
     }
 
-    /// Plan the next step. With work there is always at least one row.
+    /// Plan the next step. With work, and no step under way, there is always at least one row. No rows while steps are
+    /// under way: what can come next is known only when the oldest of them is over.
     pub fn schedule(&mut self, step: &mut ScheduledStep) {
         step.clear();
-        self.schedule_decodes(step);
+        if self.schedule_decodes(step).is_err() {
+            return step.clear();
+        }
         self.schedule_running_prefills(step);
         self.admit_waiting(step);
     }
 
-    /// The step ran: its tokens are in the cache, and full blocks can be found by others.
-    pub fn advance(&mut self, step: &ScheduledStep) {
+    /// The step is under way.
+    pub fn begin(&mut self, step: &ScheduledStep) {
+        self.steps_in_flight += 1;
+        let mut output_row = 0;
         for row in &step.rows {
-            let Ok(at) = self.running.binary_search_by_key(&row.id, |sequence| sequence.id) else { continue };
-            let sequence = &mut self.running[at];
-            sequence.num_computed_tokens += row.query_len;
-            let full = sequence.num_computed_tokens.checked_div(self.blocks.block_size()).unwrap_or(0);
+            let Some(sequence) = find(&mut self.running, row.id) else { continue };
+            sequence.steps_in_flight += 1;
+            sequence.num_computed_tokens = row.context_len;
+            if sequence.num_uncomputed_tokens() == 0 {
+                sequence.expect_token(output_row);
+                output_row += 1;
+            }
+        }
+    }
+
+    /// The oldest step under way ran: its tokens are in the cache, and full blocks can be found by others.
+    pub fn complete(&mut self, step: &ScheduledStep) {
+        for row in &step.rows {
+            let Some(sequence) = find(&mut self.running, row.id) else { continue };
+            let full = row.context_len.checked_div(self.blocks.block_size()).unwrap_or(0);
             for index in sequence.num_published_blocks..full.min(sequence.block_hashes.len()) {
                 self.blocks.publish(sequence.block_table[index], sequence.block_hashes[index]);
                 sequence.num_published_blocks = index + 1;
+            }
+        }
+        self.end(step);
+    }
+
+    /// The oldest step under way is over, well or not: the blocks of sequences that were waiting to leave are free.
+    pub fn end(&mut self, step: &ScheduledStep) {
+        self.steps_in_flight -= 1;
+        for row in &step.rows {
+            if let Some(sequence) = find(&mut self.running, row.id) {
+                sequence.steps_in_flight -= 1;
+            } else if let Some(at) = self.leaving.iter().position(|sequence| sequence.id == row.id) {
+                self.leaving[at].steps_in_flight -= 1;
+                if self.leaving[at].steps_in_flight == 0 {
+                    let mut sequence = self.leaving.swap_remove(at);
+                    self.blocks.release(&mut sequence.block_table);
+                }
             }
         }
     }
 
     /// A running sequence got its next token.
     pub fn append_token(&mut self, id: SequenceId, token_id: u32) {
-        if let Ok(at) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
-            let sequence = &mut self.running[at];
-            sequence.token_ids.push(token_id);
-            self.blocks.extend_hashes(&sequence.token_ids, &mut sequence.block_hashes);
+        if let Some(sequence) = find(&mut self.running, id) {
+            sequence.append_token(token_id);
+            let known = sequence.token_ids.len() - sequence.num_pending;
+            self.blocks.extend_hashes(&sequence.token_ids[..known], &mut sequence.block_hashes);
         }
     }
 
-    /// Forget a sequence, running or waiting, and free its blocks.
+    /// Forget a sequence, running or waiting, and free its blocks: at once, or when no step under way uses them.
     pub fn remove(&mut self, id: SequenceId) {
         if let Ok(at) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
             let mut sequence = self.running.remove(at);
+            if sequence.steps_in_flight > 0 {
+                return self.leaving.push(sequence);
+            }
             self.blocks.release(&mut sequence.block_table);
         } else if let Ok(at) = self.waiting.binary_search_by_key(&id, |sequence| sequence.id) {
             self.waiting.remove(at);
         }
     }
 
-    fn schedule_decodes(&mut self, step: &mut ScheduledStep) {
+    /// # Errors
+    /// A sequence must be preempted, and steps are under way: they may end some and free blocks, and must be over first.
+    fn schedule_decodes(&mut self, step: &mut ScheduledStep) -> Result<(), StepsInFlight> {
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &mut self.running[at];
@@ -153,12 +203,15 @@ impl Scheduler {
             }
             let num_tokens = sequence.token_ids.len();
             if self.blocks.grow(&mut sequence.block_table, num_tokens).is_ok() {
-                step.push(sequence.id, 1);
+                step.push(sequence, 1);
                 at += 1;
+            } else if self.steps_in_flight > 0 {
+                return Err(StepsInFlight);
             } else {
                 self.preempt_youngest(step);
             }
         }
+        Ok(())
     }
 
     fn preempt_youngest(&mut self, step: &mut ScheduledStep) {
@@ -179,7 +232,7 @@ impl Scheduler {
         for sequence in self.running.iter().filter(|sequence| !sequence.is_decoding()) {
             let query_len = sequence.num_uncomputed_tokens().min(self.budget_left(step));
             if query_len > 0 {
-                step.push(sequence.id, query_len);
+                step.push(sequence, query_len);
             }
         }
     }
@@ -240,11 +293,15 @@ impl Scheduler {
         sequence.num_cached_tokens.get_or_insert(sequence.num_computed_tokens);
         let grown = self.blocks.grow(&mut sequence.block_table, sequence.token_ids.len());
         debug_assert!(grown.is_ok(), "admission counted the blocks");
-        step.push(sequence.id, sequence.num_uncomputed_tokens().min(self.budget_left(step)));
+        step.push(&sequence, sequence.num_uncomputed_tokens().min(self.budget_left(step)));
         step.admitted.push(sequence.id);
         let place = self.running.partition_point(|other| other.id < sequence.id);
         self.running.insert(place, sequence);
     }
+}
+
+fn find(running: &mut [Sequence], id: SequenceId) -> Option<&mut Sequence> {
+    running.binary_search_by_key(&id, |sequence| sequence.id).ok().map(|at| &mut running[at])
 }
 
 /// Blocks that may come from the cache: at least one token is left to compute, or there would be no output.

@@ -33,9 +33,10 @@ fn rows(step: &ScheduledStep) -> Vec<(SequenceId, usize)> {
 /// Plan and run a step in which every finished prompt or decode gets token 0.
 fn run(scheduler: &mut Scheduler) -> Vec<(SequenceId, usize)> {
     let step = plan(scheduler);
-    scheduler.advance(&step);
+    scheduler.begin(&step);
+    scheduler.complete(&step);
     for row in &step.rows {
-        if scheduler.sequence(row.id).unwrap().num_uncomputed_tokens() == 0 {
+        if scheduler.sequence(row.id).unwrap().num_pending > 0 {
             scheduler.append_token(row.id, 0);
         }
     }
@@ -75,7 +76,8 @@ fn the_youngest_gives_way_and_comes_back_before_those_that_never_ran() {
     // Both need a fifth block.
     let step = plan(&mut scheduler);
     assert_eq!((rows(&step), step.preempted.clone(), step.admitted.len()), (vec![(0, 1)], vec![1], 0));
-    scheduler.advance(&step);
+    scheduler.begin(&step);
+    scheduler.complete(&step);
     scheduler.append_token(0, 0);
     // One free block: neither fits.
     assert_eq!(run(&mut scheduler), [(0, 1)]);
@@ -185,33 +187,49 @@ proptest! {
         jobs in jobs(),
         max_num_seqs in 1_usize..6,
         budget_beyond in 0_usize..8,
+        depth in 1_usize..=2,
     ) {
         let limits = SchedulerLimits { max_num_seqs, max_num_batched_tokens: max_num_seqs + budget_beyond };
         let mut scheduler = scheduler(POOL_BLOCKS, limits.max_num_seqs, limits.max_num_batched_tokens);
         let mut left: HashMap<SequenceId, usize> = HashMap::new();
-        let mut step = ScheduledStep::default();
+        let mut in_flight: VecDeque<ScheduledStep> = VecDeque::new();
         for now in 0.. {
             // Far above what the work can take: one token of one sequence a step, each computed anew a few times.
             prop_assert!(now < 20_000, "no end in sight");
             for (id, job) in jobs.iter().enumerate() {
                 let id = id as SequenceId;
                 if job.arrives_at_step == now {
-                    scheduler.add(generate(id, job.prompt.iter().copied()));
+                    let max_len = job.prompt.len() + job.output_tokens;
+                    scheduler.add(Sequence { max_len, ..generate(id, job.prompt.iter().copied()) });
                     left.insert(id, job.output_tokens);
                 }
                 if job.cancelled_after.is_some_and(|after| job.arrives_at_step + after == now) && left.remove(&id).is_some() {
                     scheduler.remove(id);
                 }
             }
-            if left.is_empty() && now > 30 {
+            prop_assert!(scheduler.steps_in_flight == in_flight.len());
+            if left.is_empty() && in_flight.is_empty() && now > 30 {
                 break;
             }
-            scheduler.schedule(&mut step);
-            prop_assert_eq!(step.rows.is_empty(), !scheduler.has_work(), "work, and nothing to do");
+            let step = plan(&mut scheduler);
+            if in_flight.is_empty() {
+                prop_assert_eq!(step.rows.is_empty(), !scheduler.has_work(), "work, and nothing to do");
+            }
+            prop_assert!(in_flight.is_empty() || step.preempted.is_empty(), "blocks in use change hands");
             check(&scheduler, &step, limits);
-            scheduler.advance(&step);
+            let planned = !step.rows.is_empty();
+            if planned {
+                scheduler.begin(&step);
+                in_flight.push_back(step);
+            }
+            if planned && in_flight.len() < depth {
+                continue;
+            }
+            let Some(step) = in_flight.pop_front() else { continue };
+            scheduler.complete(&step);
             for row in &step.rows {
-                if scheduler.sequence(row.id).unwrap().num_uncomputed_tokens() > 0 {
+                let Some(sequence) = scheduler.sequence(row.id) else { continue };
+                if row.context_len < sequence.token_ids.len() - sequence.num_pending {
                     continue;
                 }
                 let tokens_left = left.get_mut(&row.id).unwrap();

@@ -12,19 +12,21 @@ fn encoder(kind: ToyKind) -> EngineHandle {
 
 #[test]
 fn vectors_are_those_of_each_prompt_alone() {
-    for kind in [ToyKind::Encode, ToyKind::EncodeWithCache] {
-        let engine = encoder(kind);
-        // Some share a start, which must not come from a cache.
-        let prompts: Vec<_> = (0..40).map(|seed| prompt(seed % 13, 1 + seed as usize * 7 % 60)).collect();
-        let vectors = prompts.iter().map(|prompt| engine.encode(prompt.clone()).unwrap());
-        let vectors = block_on(join_all(vectors.collect::<Vec<_>>()));
-        for (vector, prompt) in vectors.into_iter().zip(&prompts) {
-            assert_eq!(vector.unwrap(), expected_vector(prompt));
+    one_by_one_and_pipelined(|| {
+        for kind in [ToyKind::Encode, ToyKind::EncodeWithCache] {
+            let engine = encoder(kind);
+            // Some share a start, which must not come from a cache.
+            let prompts: Vec<_> = (0..40).map(|seed| prompt(seed % 13, 1 + seed as usize * 7 % 60)).collect();
+            let vectors = prompts.iter().map(|prompt| engine.encode(prompt.clone()).unwrap());
+            let vectors = block_on(join_all(vectors.collect::<Vec<_>>()));
+            for (vector, prompt) in vectors.into_iter().zip(&prompts) {
+                assert_eq!(vector.unwrap(), expected_vector(prompt));
+            }
+            wait_until_empty(&engine);
+            let total: usize = prompts.iter().map(Vec::len).sum();
+            assert_eq!(engine.load().prompt_tokens_total, total as u64);
         }
-        wait_until_empty(&engine);
-        let total: usize = prompts.iter().map(Vec::len).sum();
-        assert_eq!(engine.load().prompt_tokens_total, total as u64);
-    }
+    });
 }
 
 #[test]
@@ -43,31 +45,37 @@ fn many_prompts_share_a_step() {
 
 #[test]
 fn a_prompt_must_fit_one_step() {
-    let engine = encoder(ToyKind::Encode);
-    assert!(block_on(engine.encode(vec![1; 64]).unwrap()).is_ok());
-    let refused = engine.encode(vec![1; 65]).err();
-    assert_eq!(refused, Some(AdmissionError::PromptTooLong { prompt_tokens: 65, max_model_len: 64 }));
-    // A model without a cache generates nothing.
-    let refused = engine.generate(request(&[1], greedy(1))).unwrap_err();
-    assert!(matches!(refused, AdmissionError::PoolTooSmall { total_blocks: 0, .. }), "{refused}");
+    one_by_one_and_pipelined(|| {
+        let engine = encoder(ToyKind::Encode);
+        assert!(block_on(engine.encode(vec![1; 64]).unwrap()).is_ok());
+        let refused = engine.encode(vec![1; 65]).err();
+        assert_eq!(refused, Some(AdmissionError::PromptTooLong { prompt_tokens: 65, max_model_len: 64 }));
+        // A model without a cache generates nothing.
+        let refused = engine.generate(request(&[1], greedy(1))).unwrap_err();
+        assert!(matches!(refused, AdmissionError::PoolTooSmall { total_blocks: 0, .. }), "{refused}");
+    });
 }
 
 #[test]
 fn a_failed_step_and_a_dropped_future_leave_nothing_behind() {
-    let engine = encoder(ToyKind::EncodeWithCache);
-    let failed = block_on(engine.encode(vec![1, FAILS_STEP]).unwrap());
-    assert_eq!(failed, Err(RequestError::Device("this step went wrong".to_owned())));
-    for seed in 0..50 {
-        drop(engine.encode(prompt(seed, 20)).unwrap());
-    }
-    wait_until_empty(&engine);
+    one_by_one_and_pipelined(|| {
+        let engine = encoder(ToyKind::EncodeWithCache);
+        let failed = block_on(engine.encode(vec![1, FAILS_STEP]).unwrap());
+        assert_eq!(failed, Err(RequestError::Device("this step went wrong".to_owned())));
+        for seed in 0..50 {
+            drop(engine.encode(prompt(seed, 20)).unwrap());
+        }
+        wait_until_empty(&engine);
+    });
 }
 
 #[test]
 fn a_vector_where_a_token_is_wanted_fails_the_request() {
-    let engine = encoder(ToyKind::EncodeWithCache);
-    let mut stream = engine.generate(request(&[1, 2], greedy(3))).unwrap();
-    assert!(matches!(stream.blocking_next(), Some(TokenEvent::Failed(RequestError::Device(_)))));
-    assert_eq!(stream.blocking_next(), None);
-    wait_until_empty(&engine);
+    one_by_one_and_pipelined(|| {
+        let engine = encoder(ToyKind::EncodeWithCache);
+        let mut stream = engine.generate(request(&[1, 2], greedy(3))).unwrap();
+        assert!(matches!(stream.blocking_next(), Some(TokenEvent::Failed(RequestError::Device(_)))));
+        assert_eq!(stream.blocking_next(), None);
+        wait_until_empty(&engine);
+    });
 }

@@ -51,45 +51,51 @@ fn load_follows_the_work() {
 
 #[test]
 fn metrics_count_what_happened() {
-    let engine = start(32, config());
-    for _ in 0..2 {
-        collect(engine.generate(request(&prompt(1, 9), greedy(5))).unwrap());
-    }
-    let metrics = engine.metrics();
-    let labels = "engine=\"0\",model_name=\"toy\"";
-    for (name, label, expected) in [
-        ("prompt_tokens_total", labels, 18.0),
-        ("generation_tokens_total", labels, 10.0),
-        ("prefix_cache_queries_total", labels, 18.0),
-        ("prefix_cache_hits_total", labels, 8.0),
-        ("num_preemptions_total", labels, 0.0),
-        ("request_success_total", "finished_reason=\"length\"", 2.0),
-        ("request_success_total", "finished_reason=\"stop\"", 0.0),
-        ("num_requests_running", labels, 0.0),
-        ("num_requests_waiting", labels, 0.0),
-        ("time_to_first_token_seconds_count", labels, 2.0),
-        ("inter_token_latency_seconds_count", labels, 8.0),
-        ("e2e_request_latency_seconds_count", labels, 2.0),
-        ("request_queue_time_seconds_count", labels, 2.0),
-        ("request_prefill_time_seconds_count", labels, 2.0),
-        ("request_decode_time_seconds_count", labels, 2.0),
-        ("request_inference_time_seconds_count", labels, 2.0),
-        ("request_prompt_tokens_sum", labels, 18.0),
-        ("request_generation_tokens_sum", labels, 10.0),
-        ("iteration_tokens_total_count", labels, 10.0),
-        // 9 + 4 tokens, then 1 + 4: the second prompt came from the cache but for its last token.
-        ("iteration_tokens_total_sum", labels, 18.0),
-        ("cache_config_info", "num_gpu_blocks=\"32\"", 1.0),
-        ("cache_config_info", "block_size=\"4\"", 1.0),
-    ] {
-        assert_eq!(value(&metrics, name, label), expected, "{name} {label}");
-    }
-    assert!(metrics.contains("# TYPE vllm:time_to_first_token_seconds histogram"));
-    assert!(metrics.contains("vllm:inter_token_latency_seconds_bucket{engine=\"0\",model_name=\"toy\",le=\"0.025\"}"));
+    one_by_one_and_pipelined(|| {
+        let engine = start(32, config());
+        for _ in 0..2 {
+            collect(engine.generate(request(&prompt(1, 9), greedy(5))).unwrap());
+        }
+        let metrics = engine.metrics();
+        let labels = "engine=\"0\",model_name=\"toy\"";
+        for (name, label, expected) in [
+            ("prompt_tokens_total", labels, 18.0),
+            ("generation_tokens_total", labels, 10.0),
+            ("prefix_cache_queries_total", labels, 18.0),
+            ("prefix_cache_hits_total", labels, 8.0),
+            ("num_preemptions_total", labels, 0.0),
+            ("request_success_total", "finished_reason=\"length\"", 2.0),
+            ("request_success_total", "finished_reason=\"stop\"", 0.0),
+            ("num_requests_running", labels, 0.0),
+            ("num_requests_waiting", labels, 0.0),
+            ("time_to_first_token_seconds_count", labels, 2.0),
+            ("inter_token_latency_seconds_count", labels, 8.0),
+            ("e2e_request_latency_seconds_count", labels, 2.0),
+            ("request_queue_time_seconds_count", labels, 2.0),
+            ("request_prefill_time_seconds_count", labels, 2.0),
+            ("request_decode_time_seconds_count", labels, 2.0),
+            ("request_inference_time_seconds_count", labels, 2.0),
+            ("request_prompt_tokens_sum", labels, 18.0),
+            ("request_generation_tokens_sum", labels, 10.0),
+            ("iteration_tokens_total_count", labels, 10.0),
+            // 9 + 4 tokens, then 1 + 4: the second prompt came from the cache but for its last token.
+            ("iteration_tokens_total_sum", labels, 18.0),
+            ("cache_config_info", "num_gpu_blocks=\"32\"", 1.0),
+            ("cache_config_info", "block_size=\"4\"", 1.0),
+        ] {
+            assert_eq!(value(&metrics, name, label), expected, "{name} {label}");
+        }
+        assert!(metrics.contains("# TYPE vllm:time_to_first_token_seconds histogram"));
+        assert!(
+            metrics.contains("vllm:inter_token_latency_seconds_bucket{engine=\"0\",model_name=\"toy\",le=\"0.025\"}")
+        );
+    });
 }
 
 #[test]
 fn a_model_name_cannot_break_the_text() {
-    let engine = start(4, EngineConfig { model_name: "a\"b\\c\nd".to_owned(), ..config() });
-    assert!(engine.metrics().contains("model_name=\"a\\\"b\\\\c\\nd\""));
+    one_by_one_and_pipelined(|| {
+        let engine = start(4, EngineConfig { model_name: "a\"b\\c\nd".to_owned(), ..config() });
+        assert!(engine.metrics().contains("model_name=\"a\\\"b\\\\c\\nd\""));
+    });
 }

@@ -5,6 +5,7 @@ mod encode;
 mod figures;
 mod generate;
 mod lifecycle;
+mod pipelined;
 mod sampling;
 pub mod toy_backend;
 
@@ -15,7 +16,7 @@ use mserve_runtime::engine::{
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
-use toy_backend::{HARMLESS, ToyBackend, ToyKind};
+use toy_backend::{HARMLESS, ToyBackend, ToyKind, one_by_one_and_pipelined};
 
 pub const BLOCK_SIZE: usize = 4;
 

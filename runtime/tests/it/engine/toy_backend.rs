@@ -2,6 +2,8 @@
 //! wrong block or a lost token gives another text.
 
 use mserve_runtime::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +14,19 @@ pub const LOSES_DEVICE: u32 = VOCAB - 2;
 pub const PANICS: u32 = VOCAB - 3;
 /// Tokens below this do no harm.
 pub const HARMLESS: u32 = VOCAB - 3;
+
+thread_local! {
+    static STEPS_IN_FLIGHT: Cell<usize> = const { Cell::new(1) };
+}
+
+/// Run a test with devices that take one step at a time, then with such that take one ahead.
+pub fn one_by_one_and_pipelined(test: impl Fn()) {
+    for steps in [1, 2] {
+        println!("{steps} steps in flight");
+        STEPS_IN_FLIGHT.set(steps);
+        test();
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToyKind {
@@ -32,6 +47,8 @@ pub struct Seen {
     pub most_tokens: usize,
     pub most_sequences: usize,
     pub prompt_chunks: usize,
+    /// Steps that came while another was under way.
+    pub ahead: usize,
 }
 
 pub struct ToyBackend {
@@ -42,6 +59,15 @@ pub struct ToyBackend {
     pub seen: Arc<Mutex<Seen>>,
     /// When set, every step waits for a word from the test; after the test has hung up, none does.
     gate: Option<Receiver<()>>,
+    steps_in_flight: usize,
+    /// Steps that were submitted. They run when they are collected: as late as a device may.
+    submitted: VecDeque<StepBatch>,
+    /// What the output rows of the step before got.
+    previous: Vec<u32>,
+    /// Of the step submitted last.
+    last_outputs: usize,
+    /// Refuse steps with [`FAILS_STEP`] at once.
+    refuses_early: bool,
 }
 
 impl ToyBackend {
@@ -57,7 +83,28 @@ impl ToyBackend {
             device: "toy".to_owned(),
         };
         let cache = vec![None; num_blocks * block_size];
-        Self { info, kind, cache, seen: Arc::default(), gate: None }
+        Self {
+            info,
+            kind,
+            cache,
+            seen: Arc::default(),
+            gate: None,
+            steps_in_flight: STEPS_IN_FLIGHT.get(),
+            submitted: VecDeque::new(),
+            previous: Vec::new(),
+            last_outputs: 0,
+            refuses_early: false,
+        }
+    }
+
+    pub fn taking(mut self, steps_in_flight: usize) -> Self {
+        self.steps_in_flight = steps_in_flight;
+        self
+    }
+
+    pub fn refusing_early(mut self) -> Self {
+        self.refuses_early = true;
+        self
     }
 
     pub fn gated(mut self, gate: Receiver<()>) -> Self {
@@ -82,6 +129,33 @@ impl ToyBackend {
         (0..sequence.context_len).map(|at| self.cache[table[at / size] as usize * size + at % size]).collect()
     }
 
+    /// Slots that the step reads or writes.
+    fn slots(&self, batch: &StepBatch) -> Vec<u32> {
+        let size = self.info.block_size;
+        let of = |sequence: &StepSequence| {
+            let table = batch.block_tables[sequence.block_table.clone()].to_vec();
+            (0..sequence.context_len).map(move |at| table[at / size] * size as u32 + (at % size) as u32)
+        };
+        if self.info.num_blocks == 0 { Vec::new() } else { batch.sequences.iter().flat_map(of).collect() }
+    }
+
+    fn check_ahead(&self, batch: &StepBatch) {
+        assert!(self.submitted.len() < self.steps_in_flight, "too many steps");
+        for earlier in &self.submitted {
+            let used = self.slots(earlier);
+            assert!(!batch.slot_mapping.iter().any(|slot| used.contains(slot)), "a slot that a step under way uses");
+        }
+        for &token_id in batch.token_ids.iter().filter(|id| **id >= VOCAB) {
+            assert!(!self.submitted.is_empty(), "a token that is known by now");
+            assert!((!token_id as usize) < self.last_outputs, "a row that the step before does not have");
+        }
+        let needs_all = |sequence: &StepSequence| {
+            let sampling = sequence.sampling.as_ref().filter(|_| sequence.wants_output);
+            sampling.is_some_and(|s| s.params.presence_penalty != 0.0 && s.output_token_ids.len() as u64 != s.step)
+        };
+        assert!(!batch.sequences.iter().any(needs_all), "a penalty without the tokens that it is for");
+    }
+
     fn note(&self, batch: &StepBatch) {
         let mut seen = self.seen.lock().unwrap();
         seen.steps += 1;
@@ -99,6 +173,33 @@ impl ToyBackend {
 impl Backend for ToyBackend {
     fn info(&self) -> &BackendInfo {
         &self.info
+    }
+
+    fn max_steps_in_flight(&self) -> usize {
+        self.steps_in_flight
+    }
+
+    fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
+        self.check_ahead(batch);
+        if self.refuses_early && batch.token_ids.contains(&FAILS_STEP) {
+            return Err(self.error("this step went wrong", false));
+        }
+        self.seen.lock().unwrap().ahead += usize::from(!self.submitted.is_empty());
+        self.last_outputs = batch.sequences.iter().filter(|sequence| sequence.wants_output).count();
+        self.submitted.push_back(batch.clone());
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
+        let mut batch = self.submitted.pop_front().unwrap();
+        for token_id in batch.token_ids.iter_mut().filter(|id| **id >= VOCAB) {
+            // A step that failed has chosen nothing; what follows from it is for nobody.
+            *token_id = self.previous.get(!*token_id as usize).copied().unwrap_or(0);
+        }
+        let outputs = self.step(&batch);
+        let ids = |output: &RowOutput| if let RowOutput::Token(token) = output { token.token_id } else { 0 };
+        self.previous = outputs.as_ref().map_or(Vec::new(), |outputs| outputs.iter().map(ids).collect());
+        outputs
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {

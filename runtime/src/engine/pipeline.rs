@@ -1,0 +1,105 @@
+//! Steps under way on the device, oldest first. With room for two the device finds its next step waiting when it is done
+//! with one, and never idles while the host looks at tokens (vLLM's asynchronous scheduling).
+
+use super::scheduler::ScheduledStep;
+use super::{Backend, BackendError, RowOutput, StepBatch};
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// One step under way and the next behind it; a third would make every stop known one more step too late.
+const MAX_DEPTH: usize = 2;
+
+/// One step. Kept when it is over, to reuse its memory.
+#[derive(Debug, Default)]
+pub struct Flight {
+    pub plan: ScheduledStep,
+    pub batch: StepBatch,
+    /// Its tokens must be known before the next step is planned: penalties need them.
+    pub holds_up_next: bool,
+}
+
+pub struct Pipeline {
+    backend: Box<dyn Backend>,
+    depth: usize,
+    flights: VecDeque<Flight>,
+    spare: Vec<Flight>,
+}
+
+impl Pipeline {
+    pub fn new(backend: Box<dyn Backend>) -> Self {
+        let depth = backend.max_steps_in_flight().clamp(1, MAX_DEPTH);
+        Self { backend, depth, flights: VecDeque::new(), spare: Vec::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.flights.len() >= self.depth
+    }
+
+    /// Whether a step may be planned now.
+    pub fn is_open(&self) -> bool {
+        !self.is_full() && !self.flights.iter().any(|flight| flight.holds_up_next)
+    }
+
+    pub fn spare(&mut self) -> Flight {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    pub fn keep_spare(&mut self, flight: Flight) {
+        self.spare.push(flight);
+    }
+
+    /// Put a step behind those under way. A backend that runs one by one starts it when it is collected.
+    ///
+    /// # Errors
+    /// The step and why it was not taken.
+    pub fn submit(&mut self, flight: Flight) -> Result<(), Box<(Flight, BackendError)>> {
+        if self.depth > 1
+            && let Err(error) = guarded(&mut *self.backend, |backend| backend.submit(&flight.batch))
+        {
+            return Err(Box::new((flight, error)));
+        }
+        self.flights.push_back(flight);
+        Ok(())
+    }
+
+    /// Wait for the oldest step; `None` when none is under way.
+    pub fn collect(&mut self) -> Option<(Flight, Result<Vec<RowOutput>, BackendError>)> {
+        let flight = self.flights.pop_front()?;
+        let result = guarded(&mut *self.backend, |backend| match self.depth {
+            1 => backend.step(&flight.batch),
+            _ => backend.collect(),
+        });
+        let result = result.and_then(|outputs| self.check_count(&flight.batch, outputs));
+        Some((flight, result))
+    }
+
+    fn check_count(&self, batch: &StepBatch, outputs: Vec<RowOutput>) -> Result<Vec<RowOutput>, BackendError> {
+        let wanted = batch.sequences.iter().filter(|sequence| sequence.wants_output).count();
+        if outputs.len() == wanted {
+            return Ok(outputs);
+        }
+        let what = format!("it returned {} outputs for {wanted} sequences", outputs.len());
+        Err(BackendError { device: self.backend.info().device.clone(), what, fatal: false })
+    }
+}
+
+/// A panic in a backend leaves it in a state that nobody knows: as bad as a lost device.
+fn guarded<T>(
+    backend: &mut dyn Backend,
+    call: impl FnOnce(&mut dyn Backend) -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    catch_unwind(AssertUnwindSafe(|| call(backend))).unwrap_or_else(|panic| {
+        let what = format!("it panicked: {}", panic_message(&*panic));
+        Err(BackendError { device: backend.info().device.clone(), what, fatal: true })
+    })
+}
+
+pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
