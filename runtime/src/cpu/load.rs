@@ -5,16 +5,12 @@ use super::kernels::panel::PanelMatrix;
 use super::kernels::rope::Rope;
 use super::linear::{Linear, Matrix};
 use super::loaded::{AttentionOp, Embed, Heads, LoadedOp, PrepareQkv, Table};
+use super::quantized::QuantizedMatrix;
 use super::{LoadError, WeightFormat};
 use crate::weights::{HostTensor, StoredType, TensorSource};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{Device, Tensor};
 use mserve_planner::model::{AttentionId, KvSource, LinearWeights, Norm, Op, Program, RopeSpec, WeightId};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Weights of one 32-bit scale in Q8_0.
-const QUANT_BLOCK: usize = 32;
 
 /// All ops of a model, and what they share.
 #[derive(Debug)]
@@ -203,7 +199,11 @@ impl<'a> Loader<'a> {
         let tensors = parts.iter().map(|&w| self.read(w)).collect::<Result<Vec<_>, _>>()?;
         let first = tensors[0].stored;
         let stored = match self.format {
-            WeightFormat::Q8_0 if tensors[0].row_len() % QUANT_BLOCK == 0 => return quantize(name, &tensors),
+            WeightFormat::Q8_0 if QuantizedMatrix::suits(tensors[0].row_len()) => {
+                let quantized = QuantizedMatrix::quantize(&tensors);
+                let error = |source| LoadError::Quantize { tensor: name.clone(), source };
+                return Ok(Matrix::Quantized(Arc::new(quantized.map_err(error)?)));
+            }
             WeightFormat::F32 => StoredType::F32,
             WeightFormat::Bf16 => StoredType::BF16,
             WeightFormat::Auto | WeightFormat::Q8_0 if tensors.iter().all(|t| t.stored == first) => first,
@@ -241,17 +241,4 @@ pub fn heads(program: &Program, id: AttentionId) -> Heads {
         num_kv_heads: spec.num_kv_heads as usize,
         head_dim: spec.head_dim as usize,
     }
-}
-
-fn quantize(name: &str, parts: &[HostTensor]) -> Result<Matrix, LoadError> {
-    let (rows, cols) = (parts.iter().map(|p| p.shape[0]).sum(), parts[0].row_len());
-    let values: Vec<f32> = parts.iter().flat_map(HostTensor::to_f32).collect();
-    let quantized = Tensor::from_vec(values, (rows, cols), &Device::Cpu)
-        .and_then(|t| QTensor::quantize(&t, GgmlDType::Q8_0))
-        .and_then(|q| {
-            let bytes = q.storage_size_in_bytes() as u64;
-            Ok((QMatMul::from_qtensor(q)?, bytes))
-        });
-    let (weight, bytes) = quantized.map_err(|source| LoadError::Quantize { tensor: name.to_owned(), source })?;
-    Ok(Matrix::Quantized { weight: Arc::new(weight), rows, cols, bytes })
 }

@@ -17,6 +17,7 @@ mod linear;
 mod load;
 mod loaded;
 mod options;
+mod quantized;
 #[cfg(test)]
 mod tests;
 

@@ -36,7 +36,7 @@ pub enum WeightFormat {
     F32,
     /// Rounds f32 and f16 weights.
     Bf16,
-    /// Eight bits and a scale for every 32 weights (GGUF's Q8_0), through candle's kernels. Matrices whose width is
-    /// no multiple of 32 stay as stored.
+    /// Eight bits and a scale for every 32 weights (GGUF's Q8_0), through candle's kernels. Narrow matrices, which
+    /// those kernels would have to pad much, stay as stored.
     Q8_0,
 }
