@@ -30,6 +30,8 @@ pub enum Command {
     Chat(commands::chat::ChatArgs),
     /// Tokens per second of the bundled engine on this machine.
     Bench(commands::bench::BenchArgs),
+    /// What of this machine can be used, and what is missing.
+    Doctor(commands::doctor::DoctorArgs),
     /// One replica. Started by `launch`; its standard output is for the supervisor.
     #[command(hide = true)]
     Worker(commands::worker::WorkerArgs),

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod doctor;
 pub mod launch;
 pub mod logs;
 pub mod plan;
@@ -26,6 +27,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(args) => stop::run(args),
         Command::Logs(args) => logs::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Worker(args) => worker::run(args),
     }
