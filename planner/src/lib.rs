@@ -7,6 +7,7 @@ pub mod gpus;
 pub mod hardware;
 pub mod memory;
 pub mod model;
+pub mod perf;
 pub mod plan;
 pub mod tensor_parallel;
 pub mod units;

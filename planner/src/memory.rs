@@ -14,4 +14,5 @@ pub use budget::{Budget, EngineLimits, Source, Term, TermKind, WeightSource, req
 pub use cache_plan::{CachePlan, cache_plan, kv_bytes_per_token};
 pub use dtypes::{KvCacheDtype, served_dtype};
 pub use kv::{KvGroup, KvGroupKind, KvLayout, SlidingLayers};
+pub(crate) use weights::{RankWeight, rank_weight};
 pub use weights::{checkpoint_bytes, rank_weight_bytes};

@@ -24,6 +24,26 @@ pub fn rank_weight_bytes(program: &Program, spec: &ModelSpec, tensor_parallel_si
     program.weights.iter().enumerate().map(bytes).sum()
 }
 
+/// One rank's part of one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct RankWeight {
+    pub elements: u64,
+    pub bytes: u64,
+}
+
+/// One rank's part of a matrix that multiplies rows; an `lm_head` is never quantised.
+pub(crate) fn rank_weight(program: &Program, spec: &ModelSpec, id: WeightId, tensor_parallel_size: u64) -> RankWeight {
+    let weight = program.weight(id);
+    let (rows, columns) = rank_shape(weight, tensor_parallel_size.max(1));
+    let quantized = !matches!(weight.shard, Shard::Vocab | Shard::Replicated);
+    let bytes = if quantized {
+        quantized_bytes(spec, rows, columns)
+    } else {
+        rows * columns * served_bytes(weight.dtype, spec)
+    };
+    RankWeight { elements: rows * columns, bytes }
+}
+
 /// Bytes that the tensors of a checkpoint take on the device: as stored, but float32 in the served type.
 pub fn checkpoint_bytes<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>, spec: &ModelSpec) -> u64 {
     let on_device = |t: &TensorInfo| t.bytes() / t.dtype.bytes() * served_bytes(t.dtype, spec);

@@ -4,3 +4,4 @@ mod config_fuzz;
 mod fixtures;
 mod golden;
 mod planning;
+mod speed;
