@@ -7,6 +7,7 @@ mod budget;
 mod cache_plan;
 mod dtypes;
 pub mod kv;
+mod layer_cache;
 mod weights;
 
 pub use activations::activation_bytes;
@@ -14,5 +15,5 @@ pub use budget::{Budget, EngineLimits, Source, Term, TermKind, WeightSource, req
 pub use cache_plan::{CachePlan, cache_plan, kv_bytes_per_token};
 pub use dtypes::{KvCacheDtype, served_dtype};
 pub use kv::{KvGroup, KvGroupKind, KvLayout, SlidingLayers};
-pub(crate) use weights::{RankWeight, rank_weight};
-pub use weights::{checkpoint_bytes, rank_weight_bytes};
+pub use layer_cache::{CacheKind, KvFormat, LayerCache, layer_caches};
+pub use weights::{RankShape, checkpoint_bytes, rank_bytes, rank_weight_bytes};

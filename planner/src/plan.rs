@@ -13,7 +13,7 @@ use crate::gpus::GpuModel;
 use crate::memory::{
     EngineLimits, KvCacheDtype, KvLayout, SlidingLayers, Source, WeightSource, rank_weight_bytes, served_dtype,
 };
-use crate::model::{DType, Family, ModelSpec, Program, Quantization, Task, families};
+use crate::model::{DType, Family, ModelSpec, Program, Quantization, Storage, Task, families};
 use crate::tensor_parallel;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +79,8 @@ pub struct ModelSummary {
     pub parameters: u64,
     pub stored_dtype: DType,
     pub served_dtype: DType,
-    pub quantization: Quantization,
+    /// How the checkpoint stores its linear weights: `None` for plain tensors.
+    pub quantization: Option<QuantizationSummary>,
     pub max_position_embeddings: u64,
     pub weights_bytes: u64,
     pub weights_source: Source,
@@ -87,6 +88,33 @@ pub struct ModelSummary {
     pub kv: KvLayout,
     /// All layers of one token at TP 1, while every window still holds it.
     pub kv_bytes_per_token: u64,
+}
+
+/// Quantised weights in a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantizationSummary {
+    pub method: String,
+    /// Of linear layers that the checkpoint does not except.
+    pub linear: Storage,
+    pub experts: Storage,
+    pub kv_cache_fp8: bool,
+}
+
+impl QuantizationSummary {
+    fn of(quantization: &Quantization) -> Option<Self> {
+        let Quantization::Stored(stored) = quantization else { return None };
+        let (linear, experts) = (stored.linear, stored.experts);
+        Some(Self { method: stored.method.clone(), linear, experts, kv_cache_fp8: stored.kv_cache_fp8 })
+    }
+
+    /// `fp8`, `int4`, `fp4 experts`.
+    pub fn name(&self) -> String {
+        match (self.linear, self.experts) {
+            (Storage::Packed(linear), _) => linear.name(),
+            (Storage::Plain, Storage::Packed(experts)) => format!("{} experts", experts.name()),
+            (Storage::Plain, Storage::Plain) => "named modules".to_owned(),
+        }
+    }
 }
 
 /// The best that one kind of card can do.
@@ -202,7 +230,7 @@ fn summary(request: &PlanRequest<'_>, program: &Program) -> ModelSummary {
         parameters: program.parameters(),
         stored_dtype: spec.dtype,
         served_dtype: served_dtype(spec),
-        quantization: spec.quantization,
+        quantization: QuantizationSummary::of(&spec.quantization),
         max_position_embeddings: spec.max_position_embeddings,
         weights_bytes,
         weights_source,

@@ -127,8 +127,9 @@ fn options(args: &BenchArgs, spec: &ModelSpec, work: Workload, batches: &[usize]
     }
     let defaults = CpuOptions::default();
     let largest = batches.iter().copied().max().unwrap_or(1);
-    let heads =
-        |l: &mserve_planner::model::LayerSpec| l.attention.num_kv_heads * l.attention.head_dim.next_multiple_of(16);
+    let heads = |l: &mserve_planner::model::LayerSpec| {
+        l.attention().map_or(0, |a| a.num_kv_heads * a.head_dim.next_multiple_of(16))
+    };
     let kv_bytes_per_token: u64 = spec.layers.iter().map(|l| 2 * 4 * heads(l)).sum();
     // Every sequence whole, plus a block of slack each.
     let kv_tokens = largest * (tokens + 2 * defaults.block_size);

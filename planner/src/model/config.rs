@@ -73,6 +73,8 @@ fn activation(fields: &Fields<'_>, names: &[&'static str], default: Activation) 
         "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
         "tanh" => Ok(Activation::Tanh),
-        other => Err(fields.unsupported(field, other, "supported: silu, gelu, gelu_pytorch_tanh, relu, tanh")),
+        "relu2" | "relu_squared" => Ok(Activation::ReluSquared),
+        "swigluoai" | "swiglu_oai" | "gegelu" | "situ" | "xielu" => Ok(Activation::Special),
+        other => Err(fields.unsupported(field, other, "supported: silu, gelu, gelu_pytorch_tanh, relu, relu2, tanh")),
     }
 }

@@ -1,14 +1,13 @@
-//! From a Program's ops to the work of one rank.
+//! From what ops cost ([`crate::model::work`]) to the work of one rank, equal ops counted together.
 
 use super::EngineSpeed;
 use super::work::{AttentionWork, Counted, OpKind, Rate, Work};
 use crate::gpus::GpuModel;
-use crate::memory::{RankWeight, rank_weight, served_dtype};
-use crate::model::{
-    AttentionSpec, BufferId, DType, KvSource, LinearWeights, Mask, ModelSpec, Op, Program, Rows, Shard, Task, WeightId,
-};
+use crate::memory::served_dtype;
+use crate::model::work::{ContextWork, OpWork, WorkKind, work};
+use crate::model::{DType, Element, Mask, Mixer, ModelSpec, Program, Rows, Storage, Task};
 
-/// The ops of one rank, equal ones counted together.
+/// The ops of one rank.
 pub fn extract(
     program: &Program,
     spec: &ModelSpec,
@@ -17,10 +16,9 @@ pub fn extract(
     tensor_parallel_size: u64,
     kv_dtype: DType,
 ) -> Vec<Counted> {
-    let tp = tensor_parallel_size.max(1);
-    let mut extractor = Extractor { program, spec, gpu, tp, kv_dtype, found: Vec::new() };
-    for op in &program.ops {
-        extractor.op(op);
+    let mut extractor = Extractor { spec, gpu, tp: tensor_parallel_size.max(1), found: Vec::new() };
+    for op in work(program, spec, extractor.tp, kv_dtype.into()) {
+        extractor.op(&op);
     }
     if spec.task == Task::Generate {
         let row_bytes = spec.vocab_size as f64 * engine.sampler_bytes_per_logit;
@@ -30,11 +28,9 @@ pub fn extract(
 }
 
 struct Extractor<'a> {
-    program: &'a Program,
     spec: &'a ModelSpec,
     gpu: &'a GpuModel,
     tp: u64,
-    kv_dtype: DType,
     found: Vec<Counted>,
 }
 
@@ -46,118 +42,105 @@ impl Extractor<'_> {
         }
     }
 
-    fn op(&mut self, op: &Op) {
-        match op {
-            Op::Embed { out, .. } => {
-                self.elementwise(*out, 2.0);
-                self.exchange(*out);
+    fn op(&mut self, op: &OpWork) {
+        let row_bytes = self.bytes(op.activation_elements_per_row);
+        match op.kind {
+            WorkKind::Embedding => {
+                self.push(Work::Elementwise { rows: op.rows, row_bytes: 2.0 * row_bytes });
+                // Each rank has a part of the vocabulary: the rows are summed.
+                self.exchange(op.rows, row_bytes);
             }
-            Op::Norm { add, out, .. } => self.elementwise(*out, if add.is_some() { 3.0 } else { 2.0 }),
-            Op::Linear { x, weights, out, .. } => self.linear(*x, weights, *out),
-            Op::LmHead { x, weight, out } => self.head(*x, *weight, *out),
-            Op::QkNormRopeKvWrite { qkv, .. } => self.elementwise(*qkv, 2.0),
-            Op::Attention { attention, source, out, .. } => {
-                let spec = self.program.attention(*attention);
-                self.attention(spec, *source, *out);
+            WorkKind::Elementwise => self.push(Work::Elementwise { rows: op.rows, row_bytes }),
+            WorkKind::Projection | WorkKind::FeedForward | WorkKind::Head => self.product(op, row_bytes),
+            WorkKind::Experts => self.experts(op, row_bytes),
+            WorkKind::Attention => {
+                if let Some(context) = &op.context {
+                    let attention = self.attention(context, op.layer, row_bytes);
+                    self.push(Work::Attention(attention));
+                }
             }
-            // Two halves in, one out.
-            Op::GatedAct { out, .. } => self.elementwise(*out, 3.0),
-            Op::Act { out, .. } | Op::GatherLast { out, .. } | Op::L2Normalize { out, .. } => {
-                self.elementwise(*out, 2.0);
-            }
-            Op::Pool { x, .. } => self.elementwise(*x, 1.0),
-            Op::SoftCap { x, .. } => self.elementwise(*x, 2.0),
+            WorkKind::State => self.push(Work::Recurrent {
+                state_bytes: op.state_bytes_per_sequence as f64,
+                flops_per_row: op.flops_per_row as f64,
+                row_bytes,
+            }),
+        }
+        self.exchange(op.rows, self.bytes(op.all_reduce_elements_per_row));
+    }
+
+    fn bytes(&self, elements: u64) -> f64 {
+        (elements * served_dtype(self.spec).bytes()) as f64
+    }
+
+    fn exchange(&mut self, rows: Rows, row_bytes: f64) {
+        if self.tp > 1 && row_bytes > 0.0 {
+            self.push(Work::Exchange { rows, row_bytes });
         }
     }
 
-    /// Bytes of a row of a buffer on this rank.
-    fn row_bytes(&self, id: BufferId) -> f64 {
-        let buffer = self.program.buffer(id);
-        let width = if buffer.sharded { buffer.width.div_ceil(self.tp) } else { buffer.width };
-        (width * served_dtype(self.spec).bytes()) as f64
-    }
-
-    fn elementwise(&mut self, id: BufferId, passes: f64) {
-        let rows = self.program.buffer(id).rows;
-        self.push(Work::Elementwise { rows, row_bytes: passes * self.row_bytes(id) });
-    }
-
-    fn exchange(&mut self, id: BufferId) {
-        if self.tp > 1 {
-            let rows = self.program.buffer(id).rows;
-            self.push(Work::Exchange { rows, row_bytes: self.row_bytes(id) });
-        }
-    }
-
-    fn weights(&self, ids: &[WeightId]) -> RankWeight {
-        let parts = ids.iter().map(|&id| rank_weight(self.program, self.spec, id, self.tp));
-        parts.fold(RankWeight::default(), |sum, part| RankWeight {
-            elements: sum.elements + part.elements,
-            bytes: sum.bytes + part.bytes,
-        })
-    }
-
-    fn linear(&mut self, x: BufferId, weights: &LinearWeights, out: BufferId) {
-        let rank = self.weights(&weights.parts);
+    fn product(&mut self, op: &OpWork, row_bytes: f64) {
+        let head = op.kind == WorkKind::Head;
         self.push(Work::Product {
-            kind: OpKind::Products,
-            rows: self.program.buffer(x).rows,
-            flops_per_row: 2.0 * rank.elements as f64,
-            weight_bytes: rank.bytes as f64,
-            row_bytes: self.row_bytes(x) + self.row_bytes(out),
-            rate: rate(rank, self.gpu),
+            kind: if head { OpKind::Head } else { OpKind::Products },
+            rows: op.rows,
+            flops_per_row: op.flops_per_row as f64,
+            weight_bytes: op.weight_bytes as f64,
+            row_bytes,
+            rate: rate(op.storage, self.gpu),
+            // A whole mixer or MLP: its projections in, and one out.
+            launches: if op.layer.is_some() { 2.0 } else { 1.0 },
         });
-        if weights.parts.iter().any(|&id| self.program.weight(id).shard == Shard::Row) {
-            self.exchange(out);
+        if head {
+            // Logits are gathered: half of what an all-reduce of them would move.
+            self.exchange(op.rows, self.bytes(self.spec.vocab_size) / 2.0);
         }
     }
 
-    fn head(&mut self, x: BufferId, weight: WeightId, out: BufferId) {
-        let rank = self.weights(&[weight]);
-        self.push(Work::Product {
-            kind: OpKind::Head,
-            rows: self.program.buffer(x).rows,
-            flops_per_row: 2.0 * rank.elements as f64,
-            weight_bytes: rank.bytes as f64,
-            row_bytes: self.row_bytes(x) + self.row_bytes(out) / self.tp as f64,
-            rate: rate(rank, self.gpu),
+    fn experts(&mut self, op: &OpWork, row_bytes: f64) {
+        let Some(experts) = &op.experts else { return self.product(op, row_bytes) };
+        self.push(Work::Experts {
+            experts: experts.num_experts as f64,
+            top_k: experts.top_k as f64,
+            always_bytes: experts.always_bytes as f64,
+            flops_per_row: op.flops_per_row as f64,
+            weight_bytes: op.weight_bytes as f64,
+            row_bytes,
+            rate: rate(op.storage, self.gpu),
         });
-        // Logits are gathered: half of what an all-reduce of them would move.
-        if self.tp > 1 {
-            self.push(Work::Exchange { rows: Rows::Sequences, row_bytes: self.row_bytes(out) / 2.0 });
-        }
     }
 
-    fn attention(&mut self, a: &AttentionSpec, source: KvSource, out: BufferId) {
-        let heads = a.num_heads.div_ceil(self.tp);
-        let kv_heads = (a.num_kv_heads / self.tp).max(1);
-        let dtype = match source {
-            KvSource::Cache => self.kv_dtype,
-            KvSource::Step => served_dtype(self.spec),
+    fn attention(&self, context: &ContextWork, layer: Option<usize>, row_bytes: f64) -> AttentionWork {
+        let mixer = layer.and_then(|layer| self.spec.layers.get(layer)).map(|layer| &layer.mixer);
+        let flops_per_pair = context.flops_per_context_token as f64;
+        let (bidirectional, prefill_flops_per_pair) = match mixer {
+            Some(Mixer::Attention(a) | Mixer::Parallel { attention: a, .. }) => {
+                (matches!(a.mask, Mask::Bidirectional | Mask::BidirectionalSliding { .. }), flops_per_pair)
+            }
+            // Prompts are read with keys and values unpacked from the latent.
+            Some(Mixer::Latent(a)) => {
+                let dims = a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim;
+                (false, (a.num_heads.div_ceil(self.tp) * 2 * dims) as f64)
+            }
+            _ => (false, flops_per_pair),
         };
-        let flops_per_pair = (4 * heads * a.head_dim) as f64;
-        let reach = match a.mask {
-            Mask::Sliding { window } => Some(window as f64),
-            Mask::Causal | Mask::Bidirectional => None,
-        };
-        self.push(Work::Attention(AttentionWork {
-            kv_bytes_per_token: (2 * kv_heads * a.head_dim * dtype.bytes()) as f64,
+        AttentionWork {
+            kv_bytes_per_token: context.bytes_per_context_token as f64,
             flops_per_pair,
-            prefill_flops_per_pair: flops_per_pair,
-            reach,
-            bidirectional: a.mask == Mask::Bidirectional,
-            row_bytes: 2.0 * self.row_bytes(out),
-        }));
+            prefill_flops_per_pair,
+            reach: context.reach_tokens.map(|tokens| tokens as f64),
+            tokens_per_entry: context.tokens_per_entry.max(1) as f64,
+            bidirectional,
+            row_bytes,
+        }
     }
 }
 
-/// What a card multiplies weights of this density in.
-fn rate(weights: RankWeight, gpu: &GpuModel) -> Rate {
-    let bits = 8.0 * weights.bytes as f64 / weights.elements.max(1) as f64;
-    match bits {
-        b if b > 12.0 => Rate::Half,
-        // Eight bits and their scales.
-        b if b > 6.0 && gpu.rates.fp8_flops_per_s.is_some() => Rate::Fp8,
+/// What a card multiplies weights of this form in.
+fn rate(storage: Storage, gpu: &GpuModel) -> Rate {
+    let Storage::Packed(packed) = storage else { return Rate::Half };
+    match (packed.element, packed.bits) {
+        (Element::Float, 8) if gpu.rates.fp8_flops_per_s.is_some() => Rate::Fp8,
+        (Element::Float, 4) if gpu.rates.fp4_flops_per_s.is_some() => Rate::Fp4,
         _ => Rate::WeightOnly,
     }
 }

@@ -74,6 +74,9 @@ struct Cost {
     seconds: f64,
 }
 
+/// Router, sorting by expert, two grouped products, combining.
+const EXPERT_LAUNCHES: f64 = 5.0;
+
 /// Time one step of `work` takes.
 pub fn step_time(work: &[Counted], step: &Step, machine: &Machine<'_>) -> StepTime {
     let mut ops: Vec<OpTime> = Vec::new();
@@ -100,25 +103,27 @@ pub fn step_time(work: &[Counted], step: &Step, machine: &Machine<'_>) -> StepTi
 fn cost(work: &Work, step: &Step, machine: &Machine<'_>) -> Cost {
     let engine = machine.engine;
     match *work {
-        Work::Product { rows, flops_per_row, weight_bytes, row_bytes, rate, .. } => {
+        Work::Product { rows, flops_per_row, weight_bytes, row_bytes, rate, launches, .. } => {
             let rows = step.rows(rows);
             if rows <= 0.0 {
                 return Cost::default();
             }
             let (bytes, flops) = (weight_bytes + rows * row_bytes, rows * flops_per_row);
-            machine.product(bytes, flops, rate)
+            machine.product(bytes, flops, rate, launches)
         }
-        Work::Experts { experts, top_k, flops_per_row, weight_bytes, row_bytes, rate } => {
+        Work::Experts { experts, top_k, always_bytes, flops_per_row, weight_bytes, row_bytes, rate } => {
             let rows = step.rows(Rows::Tokens);
-            let touched = 1.0 - (1.0 - top_k / experts).powf(rows);
+            // Each token picks its experts evenly and by itself.
+            let touched = 1.0 - (1.0 - top_k / experts).max(0.0).powf(rows);
+            let weights = always_bytes + (weight_bytes - always_bytes) * touched;
             // Each token's row goes through `top_k` products.
-            let (bytes, flops) = (weight_bytes * touched + rows * top_k * row_bytes, rows * flops_per_row);
-            machine.product(bytes, flops, rate)
+            let (bytes, flops) = (weights + rows * top_k * row_bytes, rows * flops_per_row);
+            machine.product(bytes, flops, rate, EXPERT_LAUNCHES)
         }
         Work::Attention(attention) => machine.attention(&attention, step),
         Work::Recurrent { state_bytes, flops_per_row, row_bytes } => {
             let rows = step.rows(Rows::Tokens);
-            let bytes = 2.0 * state_bytes * step.rows(Rows::Sequences) + rows * row_bytes;
+            let bytes = state_bytes * step.rows(Rows::Sequences) + rows * row_bytes;
             let flops = rows * flops_per_row;
             let busy = machine.smooth_max(machine.memory_s(bytes), flops / (engine.attention_matrix * machine.half()));
             Cost { bytes, flops, seconds: engine.attention_s + busy }
@@ -154,7 +159,7 @@ impl Machine<'_> {
         if large <= 0.0 { 0.0 } else { large * (1.0 + (small / large).powf(p)).powf(1.0 / p) }
     }
 
-    fn product(&self, bytes: f64, flops: f64, rate: Rate) -> Cost {
+    fn product(&self, bytes: f64, flops: f64, rate: Rate, launches: f64) -> Cost {
         let engine = self.engine;
         let peak = match rate {
             Rate::Half => self.half(),
@@ -165,12 +170,13 @@ impl Machine<'_> {
         let busy = self.smooth_max(self.memory_s(bytes), flops / (engine.matrix * peak));
         // Rows are quantised by a kernel of their own before an fp8 product.
         let quantise = if matches!(rate, Rate::Fp8 | Rate::Fp4) { engine.small_s } else { 0.0 };
-        Cost { bytes, flops, seconds: engine.product_s + quantise + busy }
+        Cost { bytes, flops, seconds: launches * (engine.product_s + quantise) + busy }
     }
 
     fn attention(&self, attention: &AttentionWork, step: &Step) -> Cost {
         let engine = self.engine;
-        let reach = |tokens: f64| attention.reach.map_or(tokens, |reach| tokens.min(reach));
+        let entries = |tokens: f64| tokens / attention.tokens_per_entry;
+        let reach = |tokens: f64| attention.reach.map_or(entries(tokens), |reach| entries(tokens).min(reach));
         let pairs = step.decode_sequences * reach(step.decode_context_tokens);
         let (bytes, flops) = (pairs * attention.kv_bytes_per_token, pairs * attention.flops_per_pair);
         let mut cost = Cost { bytes, flops, seconds: engine.attention_s };

@@ -53,7 +53,7 @@ pub enum Rate {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Work {
-    /// A product of the step's rows with a matrix that is read once.
+    /// Products of the step's rows with matrices that are read once.
     Product {
         kind: OpKind,
         rows: Rows,
@@ -61,19 +61,21 @@ pub enum Work {
         weight_bytes: f64,
         row_bytes: f64,
         rate: Rate,
+        launches: f64,
     },
-    /// `top_k` of `experts` matrices for each token. `flops_per_row` counts the experts that a token passes,
-    /// `weight_bytes` all of them.
+    /// `top_k` of `experts` for each token. `flops_per_row` counts what a token passes, `weight_bytes` all of them,
+    /// `always_bytes` the router and the experts that every token passes.
     Experts {
         experts: f64,
         top_k: f64,
+        always_bytes: f64,
         flops_per_row: f64,
         weight_bytes: f64,
         row_bytes: f64,
         rate: Rate,
     },
     Attention(AttentionWork),
-    /// A state that is read and written once for each sequence.
+    /// A state of each sequence. `state_bytes` counts reading and writing it.
     Recurrent {
         state_bytes: f64,
         flops_per_row: f64,
@@ -100,6 +102,8 @@ pub struct AttentionWork {
     pub prefill_flops_per_pair: f64,
     /// Tokens that a query sees at most.
     pub reach: Option<f64>,
+    /// Tokens that one entry of the cache stands for.
+    pub tokens_per_entry: f64,
     /// Encoders see the whole text, decoders what came before.
     pub bidirectional: bool,
     pub row_bytes: f64,

@@ -6,7 +6,7 @@ mod tables;
 pub(super) use bar::Look;
 
 use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
-use mserve_planner::model::{Quantization, Task};
+use mserve_planner::model::Task;
 use mserve_planner::plan::{CardRow, ModelSummary, Plan, PlanOption};
 use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
 use std::fmt::Write;
@@ -79,10 +79,9 @@ fn header(out: &mut String, plan: &Plan) {
 }
 
 fn stored(model: &ModelSummary) -> String {
-    match model.quantization {
-        Quantization::None => format!("{:?}", model.stored_dtype),
-        Quantization::Grouped { bits, .. } => format!("{bits}-bit integers"),
-        Quantization::Fp8 { .. } => "FP8".to_owned(),
+    match &model.quantization {
+        None => format!("{:?}", model.stored_dtype),
+        Some(quantization) => format!("{} ({})", quantization.name(), quantization.method),
     }
 }
 

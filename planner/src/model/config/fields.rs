@@ -154,6 +154,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// All fields, `null` ones too.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.map.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     pub(super) fn keys(&self) -> usize {
         self.map.len()
     }

@@ -1,18 +1,46 @@
-//! One file per family: the whole architecture, for planner, loader and every backend.
+//! The ops of a model. Families that a backend can run have a file each; `planned` describes all others by their spec.
 
 mod bert;
+mod experts;
 mod gemma;
 mod llama;
+mod mixers;
+mod naming;
 mod phi3;
+mod planned;
 
-use super::{Family, ModelSpec, Program};
+use super::{Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, Program};
 
 /// The ops of a model, in order.
 pub fn program(spec: &ModelSpec) -> Program {
+    if !plain(spec) {
+        return planned::program(spec);
+    }
     match spec.family {
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama::program(spec),
         Family::Bert | Family::XlmRoberta => bert::program(spec),
         Family::Phi3 => phi3::program(spec),
         Family::Gemma2 | Family::Gemma3 => gemma::program(spec),
+        _ => planned::program(spec),
+    }
+}
+
+/// Only attention that ops describe whole, and dense MLPs.
+fn plain(spec: &ModelSpec) -> bool {
+    spec.extras == Extras { mtp_layers: spec.extras.mtp_layers, ..Extras::default() }
+        && spec.layers.iter().all(|layer| plain_parts(layer).is_some())
+}
+
+/// What a plain layer is made of.
+type Parts<'a> = (&'a AttentionSpec, &'a MlpSpec);
+
+/// Attention and MLP of a layer that is nothing else.
+fn plain_parts(layer: &LayerSpec) -> Option<Parts<'_>> {
+    match (&layer.mixer, &layer.ffn) {
+        (Mixer::Attention(attention), Ffn::Dense(mlp)) => {
+            let plain = attention.variant().is_none() && mlp.activation != Activation::Special;
+            plain.then_some((attention, mlp))
+        }
+        _ => None,
     }
 }
