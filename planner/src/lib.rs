@@ -9,5 +9,6 @@ pub mod memory;
 pub mod model;
 pub mod perf;
 pub mod plan;
+pub mod split;
 pub mod tensor_parallel;
 pub mod units;

@@ -4,10 +4,14 @@ mod changes;
 mod error;
 mod notes;
 mod option;
+mod speed;
+mod targets;
 
 pub use changes::Change;
 pub use error::{DoesNotFit, PlanError};
 pub use option::{Concurrency, PlanOption, Rejected, RejectedReason};
+pub use speed::{Bottleneck, Bound, LoadLimit, OptionSpeed, Timed};
+pub use targets::{Demand, Miss, Rank, TargetKind, Targets, gpus_needed};
 
 use crate::gpus::GpuModel;
 use crate::memory::{
@@ -34,8 +38,9 @@ pub struct PlanRequest<'a> {
     /// Only this size; `None` tries every legal one.
     pub tensor_parallel_size: Option<u64>,
     pub limits: EngineLimits,
-    /// Length of a typical request, prompt and output. At most `limits.max_model_len` of it counts.
-    pub typical_len_tokens: u64,
+    /// Prompt and output of a typical request (at most `limits.max_model_len` of it counts), the engine, and what is
+    /// asked of it.
+    pub demand: Demand,
     pub kv_cache_dtype: KvCacheDtype,
     pub sliding: SlidingLayers,
 }
@@ -62,6 +67,7 @@ pub struct Plan {
     pub gpus: u64,
     pub limits: EngineLimits,
     pub typical_len_tokens: u64,
+    pub demand: Demand,
     /// Best first; never empty.
     pub options: Vec<PlanOption>,
     pub rejected: Vec<Rejected>,
@@ -136,6 +142,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let program = families::program(request.spec);
     let (options, rejected) = search(request, &program);
     if options.is_empty() {
+        if let Some(miss) = Rejected::nearest_miss(&rejected) {
+            return Err(PlanError::MissesTarget(miss));
+        }
         return Err(PlanError::DoesNotFit(Box::new(changes::does_not_fit(request, &program))));
     }
     let mut plan = Plan {
@@ -145,6 +154,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         gpus: request.gpus,
         limits: request.limits,
         typical_len_tokens: request.typical_len(),
+        demand: Demand { shape: request.demand.shape.within(request.limits.max_model_len), ..request.demand },
         options,
         rejected,
         notes: Vec::new(),
@@ -174,7 +184,7 @@ pub fn across_cards<'c>(
 
 impl PlanRequest<'_> {
     fn typical_len(&self) -> u64 {
-        self.typical_len_tokens.min(self.limits.max_model_len)
+        self.demand.shape.total_tokens().min(self.limits.max_model_len)
     }
 
     fn layout(&self, program: &Program, tensor_parallel_size: u64) -> KvLayout {
@@ -191,7 +201,7 @@ impl PlanRequest<'_> {
     }
 }
 
-/// Options that fit, best first, and the sizes that do not. A size that cannot divide the model is worth telling
+/// Options that fit and meet the targets, best first, and the sizes that do not. A size that cannot divide the model is worth telling
 /// when it is a power of two, which people try.
 fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec<Rejected>) {
     let (mut options, mut rejected) = (Vec::new(), Vec::new());
@@ -210,7 +220,12 @@ fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec
             rejected.push(Rejected { tensor_parallel_size, reason });
         }
     }
-    options.sort_by_key(|o| (std::cmp::Reverse(o.typical.requests_total), o.tensor_parallel_size));
+    match request.demand.rank {
+        Rank::Concurrency => {
+            options.sort_by_key(|o| (std::cmp::Reverse(o.typical.requests_total), o.tensor_parallel_size));
+        }
+        Rank::RequestRate => options.sort_by(|a, b| PlanOption::by_rate(a, b, &request.demand.targets)),
+    }
     (options, rejected)
 }
 

@@ -26,6 +26,8 @@ pub enum Shape {
     Large,
     /// Qwen2.5-0.5B
     Small,
+    /// BERT-large
+    Encoder,
 }
 
 impl Shape {
@@ -33,6 +35,7 @@ impl Shape {
         match self {
             Self::Large => "Llama-3.1-8B",
             Self::Small => "Qwen2.5-0.5B",
+            Self::Encoder => "BERT-large",
         }
     }
 }
@@ -46,13 +49,17 @@ pub enum What {
     /// Milliseconds between two output tokens of all users together, for that many users with 1,024 prompt and 128
     /// output tokens, over HTTP.
     Served,
+    /// 32 texts of that many tokens, in one step.
+    Texts,
 }
 
 /// The card of all of them.
 pub const CARD: &str = "h200";
 const CONTEXT_TOKENS: f64 = 1024.0;
+const TEXTS: f64 = 32.0;
 
 const VLLM_SOURCE: &str = "vLLM 0.26 (FlashAttention-3, CUDA graphs, torch.compile) on one H200, November 2026";
+const PYTORCH_SOURCE: &str = "PyTorch (fp16, SDPA) on one H200, November 2026";
 const MSERVE_SOURCE: &str = "BENCHMARKS.md, one H200, 2026-11-20";
 
 pub const MEASURED: &[Measured] = &[
@@ -140,6 +147,22 @@ pub const MEASURED: &[Measured] = &[
         points: &[(1, 1e3 / 1324.0), (8, 1e3 / 6841.0), (64, 1e3 / 24838.0), (256, 1e3 / 34967.0)],
         source: MSERVE_SOURCE,
     },
+    // No engine of ours was measured on encoders: PyTorch stands for all.
+    Measured {
+        engine: Engine::Vllm,
+        model: Shape::Encoder,
+        what: What::Texts,
+        points: &[(512, 24.0)],
+        source: PYTORCH_SOURCE,
+    },
+    // No engine of ours was measured on encoders: PyTorch stands for all.
+    Measured {
+        engine: Engine::Mserve,
+        model: Shape::Encoder,
+        what: What::Texts,
+        points: &[(512, 24.0)],
+        source: PYTORCH_SOURCE,
+    },
 ];
 
 /// A measurement beside what the model says.
@@ -176,6 +199,11 @@ fn predict_ms(what: What, size: f64, spec: &ModelSpec, gpu: &GpuModel, speed: &E
             let shape = RequestShape { input_tokens: 1024, output_tokens: 128 };
             let replica = Replica { work: &work, machine, shape, max_num_batched_tokens: 8192 };
             1e3 / replica.at(size).output_tokens_per_s
+        }
+        What::Texts => {
+            let shape = RequestShape { input_tokens: size as u64, output_tokens: 0 };
+            let replica = Replica { work: &work, machine, shape, max_num_batched_tokens: 1 << 20 };
+            1e3 * TEXTS / replica.at(TEXTS).requests_per_s
         }
     }
 }

@@ -47,6 +47,32 @@ pub struct Rates {
     pub prefill_share: f64,
 }
 
+impl Rates {
+    /// To six digits: more would be pretence, and do not survive a decimal form.
+    #[must_use]
+    pub fn rounded(self) -> Self {
+        Self {
+            concurrency: round(self.concurrency),
+            requests_per_s: round(self.requests_per_s),
+            output_tokens_per_s: round(self.output_tokens_per_s),
+            ttft_ms: round(self.ttft_ms),
+            tpot_ms: round(self.tpot_ms),
+            prefill_share: round(self.prefill_share),
+        }
+    }
+}
+
+/// To six significant digits.
+pub fn round(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let digits = 5 - value.abs().log10().floor() as i32;
+    // Dividing by a power of ten rounds correctly; multiplying by its inverse does not.
+    let scale = 10_f64.powi(digits.abs());
+    if digits >= 0 { (value * scale).round() / scale } else { (value / scale).round() * scale }
+}
+
 /// A replica to be timed.
 #[derive(Debug, Clone, Copy)]
 pub struct Replica<'a> {
@@ -73,6 +99,12 @@ impl Replica<'_> {
     /// A decode step of `sequences`, each half through its output.
     pub fn decode_step(&self, sequences: f64) -> StepTime {
         self.time(&Step::decode(sequences, self.context()))
+    }
+
+    /// A step of `texts` whole prompts, as many as a step takes.
+    pub fn prompt_step(&self, texts: f64) -> StepTime {
+        let tokens = (texts * self.shape.input_tokens as f64).min(self.max_num_batched_tokens as f64);
+        self.time(&Step::prefill(tokens, self.shape.input_tokens as f64))
     }
 
     fn context(&self) -> f64 {
@@ -160,7 +192,10 @@ impl Replica<'_> {
     fn one_shot(&self, concurrency: f64) -> Rates {
         let tokens = concurrency * self.shape.input_tokens as f64;
         let steps = (tokens / self.max_num_batched_tokens as f64).ceil().max(1.0);
-        let seconds = steps * self.mixed_s(0.0, tokens / steps);
+        let engine = self.machine.engine;
+        // Mixing prompts into decode steps costs nothing where there are none.
+        let step_s = self.mixed_s(0.0, tokens / steps) - engine.prefill_step_s;
+        let seconds = steps * step_s / engine.one_shot_model;
         Rates {
             concurrency,
             requests_per_s: concurrency / seconds,

@@ -4,7 +4,7 @@
 use crate::fixtures;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, WeightSource};
 use mserve_planner::model::{families, parse_config};
-use mserve_planner::plan::{Card, PlanRequest, plan};
+use mserve_planner::plan::{Card, Demand, PlanRequest, plan};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -63,7 +63,7 @@ proptest! {
             gpus: 8,
             tensor_parallel_size: None,
             limits,
-            typical_len_tokens: 2048,
+            demand: Demand::of(1536, 512),
             kv_cache_dtype: KvCacheDtype::Auto,
             sliding: SlidingLayers::KeepWindow,
         });
@@ -100,7 +100,7 @@ fn the_largest_model_in_range_neither_overflows_nor_takes_long() {
         gpus: 1024,
         tensor_parallel_size: None,
         limits,
-        typical_len_tokens: u64::MAX,
+        demand: Demand::of(1536, 512),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     };

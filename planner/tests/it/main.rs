@@ -4,4 +4,5 @@ mod config_fuzz;
 mod fixtures;
 mod golden;
 mod planning;
+mod sharing;
 mod speed;
