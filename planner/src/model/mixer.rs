@@ -216,7 +216,7 @@ pub struct StateSpec {
     pub conv_kernel: u64,
     /// Type of the recurrent state in memory. `None`: as served.
     pub state_dtype: Option<DType>,
-    /// Mamba-1: width of the projection that the step sizes come from.
+    /// Mamba-1: width of the projection that the step sizes come from. Kimi delta: rank of the output gate, 0 if full.
     pub dt_rank: u64,
     pub bias: bool,
     pub conv_bias: bool,

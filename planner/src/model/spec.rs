@@ -159,6 +159,8 @@ pub struct Extras {
     /// for speculative decoding only.
     pub mtp_layers: u64,
     pub lm_head_bias: bool,
+    /// The language model of an image-and-text checkpoint; its towers are not described.
+    pub image_text: bool,
     pub per_layer_input: Option<PerLayerInput>,
     /// Copies of the residual stream (DeepSeek-V4's hyper-connections); 1 is an ordinary residual.
     pub residual_streams: Option<u64>,

@@ -278,9 +278,13 @@ fn state(e: &mut Emit<'_, '_>, s: &StateSpec, parent: &str, weights: &mut Vec<We
             matrices.push(("q_proj", keys, hidden, key_shard));
             matrices.push(("k_proj", keys, hidden, key_shard));
             matrices.push(("v_proj", inner, hidden, Shard::Column));
-            for (down, up) in [("f_a_proj", "f_b_proj"), ("g_a_proj", "g_b_proj")] {
-                matrices.push((down, s.value_head_dim, hidden, Shard::Replicated));
-                matrices.push((up, inner, s.value_head_dim, Shard::Column));
+            matrices.push(("f_a_proj", s.value_head_dim, hidden, Shard::Replicated));
+            matrices.push(("f_b_proj", inner, s.value_head_dim, Shard::Column));
+            if s.dt_rank == 0 {
+                matrices.push(("g_proj", inner, hidden, Shard::Column));
+            } else {
+                matrices.push(("g_a_proj", s.dt_rank, hidden, Shard::Replicated));
+                matrices.push(("g_b_proj", inner, s.dt_rank, Shard::Column));
             }
             matrices.push(("b_proj", heads, hidden, Shard::Column));
             matrices.push(("o_proj", hidden, inner, Shard::Row));
