@@ -22,7 +22,7 @@ use crate::tensor_parallel;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Plan`]'s shape; raised when a field changes meaning or goes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// More cards than any one plan is made for.
 pub const MAX_GPUS: u64 = 1024;

@@ -53,6 +53,7 @@ pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> Does
         kv_bytes: needed_bytes - budget.without_kv_bytes(),
         requested_bytes: budget.requested_bytes,
         total_bytes: budget.total_bytes,
+        smallest_card: smallest_card(request, program),
         changes: changes(request, program),
     }
 }
@@ -122,6 +123,11 @@ fn more_gpus<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change
     let with = |gpus| PlanRequest { gpus, tensor_parallel_size: None, ..request.clone() };
     let gpus = counts.take_while(|&n| n <= 64).find(|&n| fits(&with(n), program))?;
     Some((Change::Gpus(gpus), with(gpus)))
+}
+
+fn smallest_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
+    let on = |card: Card| PlanRequest { card, gpus: 1, tensor_parallel_size: None, ..request.clone() };
+    GPUS.iter().find(|gpu| fits(&on(Card::from(*gpu)), program)).map(|gpu| gpu.full_name)
 }
 
 fn bigger_card<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {

@@ -38,6 +38,8 @@ pub struct DoesNotFit {
     pub kv_bytes: u64,
     pub requested_bytes: u64,
     pub total_bytes: u64,
+    /// The smallest card of the table of which one holds it alone.
+    pub smallest_card: Option<&'static str>,
     /// Each of these alone would make it fit; the mildest first. May be empty.
     pub changes: Vec<Change>,
 }

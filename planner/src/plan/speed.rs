@@ -30,6 +30,8 @@ pub struct OptionSpeed {
 pub enum LoadLimit {
     KvMemory,
     MaxNumSeqs,
+    /// Texts that one step's tokens hold, for models without a cache.
+    StepTokens,
     Ttft,
     Tpot,
     /// The target of rate or concurrency needs no more.
@@ -41,6 +43,7 @@ impl LoadLimit {
         match self {
             Self::KvMemory => "KV memory",
             Self::MaxNumSeqs => "max_num_seqs",
+            Self::StepTokens => "step's tokens",
             Self::Ttft => "TTFT target",
             Self::Tpot => "TPOT target",
             Self::Target => "target",
@@ -166,7 +169,11 @@ impl Timed {
     fn most(&self, held: &Concurrency, max_num_seqs: u64) -> Result<(u64, LoadLimit), Miss> {
         let replica = self.replica();
         let most = held.requests_per_replica.max(1);
-        let limit = if most >= max_num_seqs { LoadLimit::MaxNumSeqs } else { LoadLimit::KvMemory };
+        let limit = match held.kv_per_replica {
+            _ if most >= max_num_seqs => LoadLimit::MaxNumSeqs,
+            Some(_) => LoadLimit::KvMemory,
+            None => LoadLimit::StepTokens,
+        };
         let mut allowed = (most, limit);
         let targets = &self.demand.targets;
         for (kind, asked, limit) in

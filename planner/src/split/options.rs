@@ -195,12 +195,12 @@ fn rank(options: &mut [SplitOption]) {
 
 fn why_it_lost(option: &SplitOption, best: f64) -> String {
     let less = 100.0 * (1.0 - option.served_requests_per_s / best.max(1e-9));
-    let (side, idle, other) = match option.limited_by {
-        Side::Llm => ("LLM", option.idle.slm, "SLM"),
-        Side::Slm => ("SLM", option.idle.llm, "LLM"),
+    let side = match option.limited_by {
+        Side::Llm => "LLM",
+        Side::Slm => "SLM",
     };
     if less < 0.05 {
         return "as much, with more sharing".to_owned();
     }
-    format!("{less:.0} % less: {side} side is short, {:.0} % of the {other} side idle", 100.0 * idle)
+    format!("{less:.0} % less: the {side} side is short")
 }

@@ -53,7 +53,7 @@ fn a_plan_survives_its_own_json() {
     let plan = plan(&on(&spec, "l4", 5)).unwrap();
     let json = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
-    assert!(json.starts_with(r#"{"schema":1,"#));
+    assert!(json.starts_with(r#"{"schema":2,"#));
 }
 
 /// Pools that vLLM logged, against ours. Columns: config, memory the driver reports (MiB), ratio, TP,

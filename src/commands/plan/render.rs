@@ -1,13 +1,19 @@
 //! A plan as text. Plain: no escapes, ASCII bars.
 
 mod bar;
+mod speed;
+mod split;
 mod tables;
 
 pub(super) use bar::Look;
+pub(super) use split::split;
+
+use super::cards::FreeCard;
+use mserve_planner::explain::Explained;
 
 use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
 use mserve_planner::model::Task;
-use mserve_planner::plan::{CardRow, ModelSummary, Plan, PlanOption};
+use mserve_planner::plan::{CardRow, DoesNotFit, ModelSummary, Plan, PlanOption, Rank};
 use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
 use std::fmt::Write;
 
@@ -16,7 +22,16 @@ pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) 
     let mut out = format!("{headline}\n\n");
     header(&mut out, plan);
     let typical = format_count(plan.typical_len_tokens);
-    let _ = write!(out, "\nRanked by requests of {typical} tokens at once:\n{}\n", tables::options(plan));
+    let by = match plan.demand.rank {
+        Rank::Concurrency => format!("requests of {typical} tokens at once"),
+        Rank::RequestRate
+            if plan.demand.targets.request_rate.is_some() || plan.demand.targets.concurrency.is_some() =>
+        {
+            "GPUs that the targets need, then requests/s".to_owned()
+        }
+        Rank::RequestRate => "requests/s".to_owned(),
+    };
+    let _ = write!(out, "\nRanked by {by}:\n{}{}\n", tables::options(plan), speed::speeds(plan));
     if let Some(best) = plan.options.first() {
         out.push_str(&best_option(plan, best, look));
     }
@@ -41,6 +56,52 @@ pub(super) fn cards_only(headline: &str, others: &[CardRow]) -> String {
         return format!("{headline}\n");
     }
     format!("{headline}\n\nThe best on as many of each common card:\n{}\n", tables::cards(others))
+}
+
+/// What it needs, what holds it, and what is free now.
+pub(super) fn does_not_fit(error: &DoesNotFit, largest_free: Option<&FreeCard>) -> String {
+    let mut out = format!(
+        "\nneeds    {} on each of {} GPUs: {} of weights, {} for one request of {} tokens, {} beside\n",
+        format_bytes(error.needed_bytes),
+        error.tensor_parallel_size,
+        format_bytes(error.weights_bytes),
+        format_bytes(error.kv_bytes),
+        format_count(error.max_model_len),
+        format_bytes(error.needed_bytes - error.weights_bytes - error.kv_bytes)
+    );
+    let ratio = error.requested_bytes as f64 / error.total_bytes.max(1) as f64;
+    let _ = writeln!(
+        out,
+        "holds    {} of {}; at {ratio:.2} of its total a card of {} would do{}",
+        format_bytes(error.requested_bytes),
+        format_bytes(error.total_bytes),
+        format_bytes((error.needed_bytes as f64 / ratio) as u64),
+        error.smallest_card.map_or_else(String::new, |card| format!(": {card}"))
+    );
+    if let Some(card) = largest_free {
+        let _ = writeln!(
+            out,
+            "free now GPU {} ({}) has the most: {} of {}",
+            card.index,
+            card.name,
+            format_bytes(card.memory_free_bytes),
+            format_bytes(card.memory_total_bytes)
+        );
+    }
+    out
+}
+
+/// `--explain`, one figure a line.
+pub(super) fn explained(rows: &[Explained]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let width = rows.iter().map(|row| row.figure.len()).max().unwrap_or(0);
+    let mut out = "\nHow the best option comes about:\n".to_owned();
+    for row in rows {
+        let _ = writeln!(out, "{:width$}  {}  [{}]", row.figure, row.formula, row.source);
+    }
+    out
 }
 
 fn header(out: &mut String, plan: &Plan) {
