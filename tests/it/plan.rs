@@ -284,7 +284,10 @@ fn the_file_that_is_written_is_what_launch_reads() {
     let settings = resolve(flags(), home.path()).unwrap();
     let one = &settings.models[0];
     assert_eq!((settings.models.len(), &one.name[..], one.replicas), (1, "llama", 4));
-    assert_eq!((one.max_model_len, one.max_num_seqs, one.max_num_batched_tokens), (Some(16_384), Some(256), Some(8192)));
+    assert_eq!(
+        (one.max_model_len, one.max_num_seqs, one.max_num_batched_tokens),
+        (Some(16_384), Some(256), Some(8192))
+    );
     assert_eq!(one.path.canonicalize().unwrap(), llm.canonicalize().unwrap());
 
     let slm = ["--slm", embed.to_str().unwrap(), "--slm-ratio", "60"];
@@ -293,7 +296,7 @@ fn the_file_that_is_written_is_what_launch_reads() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let settings = resolve(flags(), home.path()).unwrap();
     let replicas: u32 = settings.models.iter().map(|model| model.replicas).sum();
-    assert_eq!((settings.models.len(), replicas, &settings.models[1].name[..]), (2, 4, "bge large"));
+    assert_eq!((settings.models.len(), replicas, &settings.models[1].name[..]), (2, 4, "bge-large"));
 
     // What launch cannot run is not written.
     std::fs::remove_file(&written).unwrap();

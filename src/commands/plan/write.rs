@@ -124,7 +124,7 @@ fn figures(option: &PlanOption) -> String {
 
 fn table(table: &Table) -> String {
     let path = toml::Value::String(table.path.display().to_string());
-    let mut text = format!("[[model]]\npath = {path}\n");
+    let mut text = format!("[[model]]\nname = \"{}\"\npath = {path}\n", name(&table.path));
     if let Some(kind) = table.kind {
         let _ = writeln!(text, "kind = \"{kind}\"");
     }
@@ -140,6 +140,13 @@ fn table(table: &Table) -> String {
         }
     }
     text
+}
+
+/// The directory's name in the letters that a model's name may have.
+fn name(path: &Path) -> String {
+    let directory = path.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    directory.chars().map(|c| if allowed(c) { c } else { '-' }).take(128).collect()
 }
 
 /// Launch may run elsewhere than plan did. A config.json stands for its directory.
