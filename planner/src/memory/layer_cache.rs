@@ -11,11 +11,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvFormat {
     pub dtype: DType,
+    /// Sparse attention's fp8 latents keep rope elements in bf16 and scales beside them (`fp8_ds_mla`, the rule on
+    /// NVIDIA cards); false: a byte for each element.
+    pub fp8_ds_mla: bool,
 }
 
 impl From<DType> for KvFormat {
     fn from(dtype: DType) -> Self {
-        Self { dtype }
+        Self { dtype, fp8_ds_mla: true }
     }
 }
 
@@ -105,7 +108,7 @@ impl Rank<'_> {
     fn latent(&self, a: &LatentAttentionSpec) -> Vec<LayerCache> {
         let fp8 = self.format.dtype.bytes() == 1;
         let bytes_per_entry = match &a.indexer {
-            Some(_) if fp8 && a.latent_dim() == 576 => FP8_DS_MLA_BYTES,
+            Some(_) if fp8 && self.format.fp8_ds_mla && a.latent_dim() == 576 => FP8_DS_MLA_BYTES,
             _ => a.latent_dim() * self.format.dtype.bytes(),
         };
         let indexer = a.indexer.filter(|i| i.own).map(|i| fp8_keys(i.head_dim));

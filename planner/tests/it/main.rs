@@ -1,7 +1,7 @@
 //! One test binary for the crate.
 
 mod config_fuzz;
-mod dump;
+mod engine_logs;
 mod fixtures;
 mod golden;
 mod planning;

@@ -1,0 +1,264 @@
+use crate::memory::{CacheKind, KvFormat, LayerCache, layer_caches};
+use crate::model::{DType, Family, Mixer, ModelSpec, StateSpec};
+use serde::{Deserialize, Serialize};
+
+/// What a pool is laid out with.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PoolOptions {
+    pub tensor_parallel_size: u64,
+    pub kv: KvFormat,
+    /// Tokens of a block before a hybrid model enlarges it: 16 on CUDA, 64 for sparse MLA.
+    pub block_size_tokens: u64,
+    pub max_num_batched_tokens: u64,
+    /// Steps in flight whose tokens a sliding layer must hold: 2 with async scheduling.
+    pub concurrent_batches: u64,
+    /// False with `--disable-hybrid-kv-cache-manager`, some connectors, and off CUDA: windows are kept whole.
+    pub hybrid_manager: bool,
+    pub mamba_blocks: MambaBlocks,
+    /// Speculative tokens: states and convolutions keep room for them, and the draft layers join the full ones.
+    pub speculative_tokens: u64,
+    pub draft_layers: u64,
+    /// Type of recurrent states, where it is not the checkpoint's (`--mamba-ssm-cache-dtype`).
+    pub state_dtype: Option<DType>,
+    /// Type of convolution states, where it is not the model's (`--mamba-cache-dtype`).
+    pub conv_dtype: Option<DType>,
+    /// Ranks that share one sequence's cache.
+    pub decode_context_parallel_size: u64,
+}
+
+impl PoolOptions {
+    pub fn new(tensor_parallel_size: u64, kv: impl Into<KvFormat>) -> Self {
+        Self {
+            tensor_parallel_size,
+            kv: kv.into(),
+            block_size_tokens: 16,
+            max_num_batched_tokens: 8192,
+            concurrent_batches: 1,
+            hybrid_manager: true,
+            mamba_blocks: MambaBlocks::Align,
+            speculative_tokens: 0,
+            draft_layers: 0,
+            state_dtype: None,
+            conv_dtype: None,
+            decode_context_parallel_size: 1,
+        }
+    }
+}
+
+/// States kept for a sequence (`mamba_cache_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MambaBlocks {
+    /// Without prefix caching: one.
+    None,
+    /// With it: the last checkpoint too.
+    Align,
+}
+
+/// Layers that share a block table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub kind: CacheKind,
+    /// Real layers in it; the last group of a kind may have fewer than fit.
+    pub layers: u64,
+    pub block_size_tokens: u64,
+}
+
+/// All groups of a model on one rank, and the block that they share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Groups {
+    /// Empty for models that keep no cache.
+    pub groups: Vec<Group>,
+    pub bytes_per_block: u64,
+    pub options: PoolOptions,
+}
+
+/// Layers of one kind and size.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    cache: LayerCache,
+    layers: u64,
+}
+
+/// Attention blocks of hybrids grow in steps of this; of latent attention in larger ones.
+const HYBRID_ALIGNMENT_TOKENS: u64 = 16;
+const LATENT_HYBRID_ALIGNMENT_TOKENS: u64 = 128;
+
+impl Groups {
+    pub fn new(spec: &ModelSpec, options: PoolOptions) -> Self {
+        let mut buckets = buckets(spec, &options);
+        if !options.hybrid_manager || buckets.iter().any(|b| matches!(b.cache.kind, CacheKind::Chunked { .. })) {
+            keep_windows_whole(&mut buckets);
+        }
+        let block = options.block_size_tokens.max(1);
+        let one_kind = buckets.iter().all(|b| matches!(b.cache.kind, CacheKind::Full | CacheKind::Indexer));
+        let (groups, bytes_per_block) = match &buckets[..] {
+            [] => (Vec::new(), 0),
+            // All layers need the same tokens: one table, and pages side by side.
+            all if one_kind || all.len() == 1 && all[0].cache.kind != CacheKind::State => {
+                let bytes: u64 = all.iter().map(|b| b.layers * b.cache.bytes_per_entry).sum();
+                let layers = all.iter().map(|b| b.layers).sum();
+                (vec![Group { kind: all[0].cache.kind, layers, block_size_tokens: block }], bytes * block)
+            }
+            all => by_pages(all, block, latent(spec)),
+        };
+        Self { groups, bytes_per_block, options }
+    }
+
+    /// Blocks of a pool. 0 without a cache.
+    pub fn num_blocks(&self, available_bytes: u64) -> u64 {
+        available_bytes.checked_div(self.bytes_per_block).unwrap_or(0)
+    }
+
+    /// Blocks that a request of `tokens` may hold at once, over all groups.
+    pub fn blocks_per_request(&self, tokens: u64) -> u64 {
+        self.groups.iter().map(|group| self.blocks_of(group, tokens)).sum()
+    }
+
+    fn blocks_of(&self, group: &Group, tokens: u64) -> u64 {
+        let options = &self.options;
+        let blocks = |tokens: u64| tokens.div_ceil(group.block_size_tokens.max(1));
+        match group.kind {
+            CacheKind::Sliding { window_tokens } => {
+                let in_flight = options.max_num_batched_tokens.saturating_mul(options.concurrent_batches);
+                // A window rarely begins on a block's border.
+                blocks((window_tokens - 1).saturating_add(in_flight).min(tokens)) + 1
+            }
+            CacheKind::State => {
+                let states = match options.mamba_blocks {
+                    MambaBlocks::None => 1,
+                    MambaBlocks::Align => 2,
+                };
+                states + options.speculative_tokens
+            }
+            _ => blocks(tokens.div_ceil(options.decode_context_parallel_size.max(1))),
+        }
+    }
+
+    /// Bytes that one request of `tokens` needs.
+    pub fn needed_bytes(&self, tokens: u64) -> u64 {
+        self.blocks_per_request(tokens).saturating_mul(self.bytes_per_block)
+    }
+
+    /// The longest request that `available_bytes` hold, up to `limit`; 0 when not one token fits.
+    pub fn longest(&self, available_bytes: u64, limit: u64) -> u64 {
+        let fits = |tokens: u64| self.needed_bytes(tokens) <= available_bytes;
+        if !fits(1) {
+            return 0;
+        }
+        let (mut fitting, mut too_long) = (1, limit.saturating_add(1));
+        while too_long - fitting > 1 {
+            let middle = fitting + (too_long - fitting) / 2;
+            if fits(middle) { fitting = middle } else { too_long = middle }
+        }
+        fitting
+    }
+}
+
+fn latent(spec: &ModelSpec) -> bool {
+    spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Latent(_)))
+}
+
+fn buckets(spec: &ModelSpec, options: &PoolOptions) -> Vec<Bucket> {
+    let caches = layer_caches(spec, options.tensor_parallel_size, options.kv);
+    let mut buckets: Vec<Bucket> = Vec::new();
+    for (layer, caches) in spec.layers.iter().zip(caches) {
+        for mut cache in caches {
+            if let (CacheKind::State, Some(state)) = (cache.kind, layer.state()) {
+                cache.bytes_per_entry = state_bytes(cache, state, spec, options);
+            }
+            add(&mut buckets, whole_heads(cache, spec, layer, options));
+        }
+    }
+    // Draft layers of multi-token prediction attend in full.
+    if let Some(full) = buckets.iter_mut().find(|b| b.cache.kind == CacheKind::Full) {
+        full.layers += options.draft_layers;
+    }
+    buckets
+}
+
+fn add(buckets: &mut Vec<Bucket>, cache: LayerCache) {
+    match buckets.iter_mut().find(|b| b.cache == cache) {
+        Some(bucket) => bucket.layers += 1,
+        None => buckets.push(Bucket { cache, layers: 1 }),
+    }
+}
+
+/// vLLM runs MiniCPM3 without latent attention: whole heads are cached, values padded to the keys' width.
+fn whole_heads(
+    cache: LayerCache,
+    spec: &ModelSpec,
+    layer: &crate::model::LayerSpec,
+    options: &PoolOptions,
+) -> LayerCache {
+    match &layer.mixer {
+        Mixer::Latent(a) if spec.family == Family::MiniCpm3 => {
+            let heads = (a.num_heads / options.tensor_parallel_size.max(1)).max(1);
+            let width = a.qk_nope_head_dim + a.qk_rope_head_dim;
+            LayerCache { bytes_per_entry: 2 * heads * width * options.kv.dtype.bytes(), ..cache }
+        }
+        _ => cache,
+    }
+}
+
+/// With other types than the checkpoint's, and with room in the convolution for speculative tokens.
+fn state_bytes(cache: LayerCache, state: &StateSpec, spec: &ModelSpec, options: &PoolOptions) -> u64 {
+    let served = crate::memory::served_dtype(spec);
+    let old = state.state_dtype.unwrap_or(served).bytes();
+    let recurrent = state.state_elements().div_ceil(options.tensor_parallel_size.max(1));
+    let convolution = cache.bytes_per_entry.saturating_sub(recurrent * old);
+    let taps = state.conv_kernel.saturating_sub(1).max(1);
+    let conv_dtype = options.conv_dtype.unwrap_or(served);
+    let of_tap = convolution / taps / served.bytes() * conv_dtype.bytes();
+    let conv_taps = if state.conv_kernel > 1 { taps + options.speculative_tokens } else { 0 };
+    recurrent * options.state_dtype.map_or(old, DType::bytes) + of_tap * conv_taps
+}
+
+fn keep_windows_whole(buckets: &mut Vec<Bucket>) {
+    let mut whole: Vec<Bucket> = Vec::new();
+    for bucket in buckets.drain(..) {
+        let kind = match bucket.cache.kind {
+            CacheKind::Sliding { .. } | CacheKind::Chunked { .. } => CacheKind::Full,
+            kind => kind,
+        };
+        let cache = LayerCache { kind, ..bucket.cache };
+        match whole.iter_mut().find(|b| b.cache == cache) {
+            Some(same) => same.layers += bucket.layers,
+            None => whole.push(Bucket { cache, ..bucket }),
+        }
+    }
+    *buckets = whole;
+}
+
+/// Kinds with needs of their own: pages of one size, groups of one number of layers.
+fn by_pages(buckets: &[Bucket], block: u64, latent: bool) -> (Vec<Group>, u64) {
+    let state = buckets.iter().filter(|b| b.cache.kind == CacheKind::State).map(|b| b.cache.bytes_per_entry).max();
+    let entry = buckets.iter().filter(|b| b.cache.kind != CacheKind::State).map(|b| b.cache.bytes_per_entry).max();
+    // Blocks of attention grow until a state fits the page of one layer.
+    let block = match (state, entry) {
+        (Some(state), Some(entry)) => {
+            let step = if latent { LATENT_HYBRID_ALIGNMENT_TOKENS } else { HYBRID_ALIGNMENT_TOKENS };
+            let step = step.max(block);
+            (step * state.div_ceil(step * entry.max(1))).max(block)
+        }
+        _ => block,
+    };
+    let page = state.unwrap_or(0).max(block * entry.unwrap_or(0));
+    let (fewest, most) =
+        buckets.iter().fold((u64::MAX, 0), |(few, many), b| (b.layers.min(few), b.layers.max(many)));
+    let per_group = if 2 * most < 3 * fewest { most } else { fewest }.max(1);
+    let mut groups = Vec::new();
+    for bucket in buckets {
+        // A smaller layer has more tokens in its block, where that fits evenly; else its page is padded.
+        let own = block * bucket.cache.bytes_per_entry;
+        let ratio = if own > 0 && page.is_multiple_of(own) { page / own } else { 1 };
+        let block_size_tokens = if bucket.cache.kind == CacheKind::State { block } else { block * ratio };
+        let count = bucket.layers.div_ceil(per_group);
+        for i in 0..count {
+            // Layers are dealt round, so that pipeline stages have their share of each group.
+            let layers = (bucket.layers - i).div_ceil(count);
+            groups.push(Group { kind: bucket.cache.kind, layers, block_size_tokens });
+        }
+    }
+    (groups, per_group * page)
+}
