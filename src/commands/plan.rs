@@ -2,6 +2,7 @@
 
 mod args;
 mod cards;
+mod explore;
 pub(super) mod model;
 mod output;
 mod render;
@@ -34,6 +35,9 @@ pub fn run(mut args: PlanArgs) -> anyhow::Result<ExitCode> {
     }
     if !args.split.slm.is_empty() {
         return sharing::run(args, &path, &model, &chosen, &request);
+    }
+    if args.output.interactive {
+        return explore::run(request, None);
     }
     let other_cards = match chosen.source {
         CardSource::Default => plan::across_cards(&request, common_cards()).map_err(|error| failure(&error))?,

@@ -2,6 +2,7 @@
 
 use super::args::PlanArgs;
 use super::cards::{CardSource, ChosenCards};
+use super::explore::{self, Beside};
 use super::{model, output, render, write};
 use crate::exit::{self, Failure};
 use mserve_planner::plan::{self, PlanError, PlanRequest};
@@ -35,6 +36,10 @@ pub(super) fn run(
         notes.extend(loaded.notes);
         let model = SmallModel::new(&loaded.name, loaded.spec, loaded.weights);
         small.push(model.map_err(|error| Failure::usage(format!("--slm {}: {error}", path.display())))?);
+    }
+    if args.output.interactive {
+        let beside = Beside { models: small, workload, tokens: args.split.slm_tokens };
+        return explore::run(request.clone(), Some(beside));
     }
     let split = split(request, &small, workload, args.split.slm_tokens).map_err(|error| failure(&error))?;
     if let Some(file) = &args.output.write {
