@@ -187,9 +187,9 @@ impl PlanRequest<'_> {
         self.demand.shape.total_tokens().min(self.limits.max_model_len)
     }
 
-    fn layout(&self, program: &Program, tensor_parallel_size: u64) -> KvLayout {
+    fn layout(&self, tensor_parallel_size: u64) -> KvLayout {
         let dtype = self.kv_cache_dtype.resolve(self.spec);
-        KvLayout::new(program, tensor_parallel_size, dtype, self.limits.block_size_tokens, self.sliding)
+        KvLayout::new(self.spec, tensor_parallel_size, dtype, self.limits.block_size_tokens, self.sliding)
     }
 
     /// Sizes worth trying: the one asked for, or all up to the number of cards.
@@ -235,7 +235,7 @@ fn summary(request: &PlanRequest<'_>, program: &Program) -> ModelSummary {
         WeightSource::Program => (rank_weight_bytes(program, spec, 1), Source::Computed),
         WeightSource::Checkpoint { bytes } => (bytes, Source::Checkpoint),
     };
-    let kv = request.layout(program, 1);
+    let kv = request.layout(1);
     ModelSummary {
         name: request.model_name.to_owned(),
         architecture: spec.architecture.clone(),

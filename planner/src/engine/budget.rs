@@ -200,9 +200,7 @@ fn uncertainty(calibration: Option<&Calibration>) -> u64 {
 fn weights(program: &Program, spec: &ModelSpec, tp: u64, calibration: Option<&Calibration>) -> EngineTerm {
     let name = "weights";
     match calibration.and_then(|c| c.weights_bytes) {
-        Some(bytes) => {
-            EngineTerm { name, bytes, origin: Origin::Calibrated, source: "boot log: model loading took" }
-        }
+        Some(bytes) => EngineTerm { name, bytes, origin: Origin::Calibrated, source: "boot log: model loading took" },
         None => {
             let bytes = rank_weight_bytes(program, spec, tp);
             EngineTerm { name, bytes, origin: Origin::Computed, source: "config.json: every tensor of one rank" }
@@ -215,9 +213,7 @@ fn estimates(program: &Program, spec: &ModelSpec, settings: &EngineSettings) -> 
     let sequences = settings.max_num_seqs();
     let forward = activation_bytes(program, spec, tp, settings.max_num_batched_tokens(), sequences);
     let sampler = match spec.task {
-        Task::Generate => {
-            sampler_bytes_per_logit(settings.version) * sequences as f64 * spec.vocab_size as f64
-        }
+        Task::Generate => sampler_bytes_per_logit(settings.version) * sequences as f64 * spec.vocab_size as f64,
         _ => 0.0,
     };
     // The peak of the profiling step is the larger of the two: they do not run at once.

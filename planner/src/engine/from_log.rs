@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_log_of_vllm_v1_is_read() {
-        let log = b"INFO 10-01 Initializing a V1 LLM engine (v0.11.0) with config: model='x', gpu_memory_utilization=0.9\n\
+        let log =
+            b"INFO 10-01 Initializing a V1 LLM engine (v0.11.0) with config: model='x', gpu_memory_utilization=0.9\n\
             INFO Model loading took 14.9889 GiB and 4.5 seconds\n\
             INFO Available KV cache memory: 51.04 GiB\n\
             INFO GPU KV cache size: 418,112 tokens\n\
@@ -216,7 +217,8 @@ mod tests {
         assert_eq!((found.memory_total_gib, found.gpu_memory_utilization), (Some(23.58), Some(0.9)));
         assert_eq!((found.gpu_blocks, found.cpu_blocks), (Some(1478), Some(2048)));
         assert_eq!((found.non_torch_gib, found.peak_activations_gib), (Some(0.09), Some(1.2)));
-        let failed = b"ValueError: To serve at least one request with the models's max seq len (8192), (2.63 GiB KV cache is \
+        let failed =
+            b"ValueError: To serve at least one request with the models's max seq len (8192), (2.63 GiB KV cache is \
             needed, which is larger than the available KV cache memory (1.64 GiB). Based on the available memory, the \
             estimated maximum model length is 5088.";
         let found = parse_boot_log(failed).unwrap();

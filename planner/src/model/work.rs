@@ -114,12 +114,17 @@ pub fn active_parameters(program: &Program, spec: &ModelSpec) -> u64 {
     for op in &program.ops {
         let Op::Planned(op) = op else { continue };
         let Some(moe) = experts.get(&op.layer) else { continue };
-        for weight in op.weights.iter().map(|&id| program.weight(id)).filter(|w| w.shape.len() == 3) {
+        for weight in op.weights.iter().map(|&id| program.weight(id)).filter(|w| of_experts(w)) {
             let each = weight.elements() / moe.num_experts.max(1);
             idle = idle.saturating_add(each.saturating_mul(moe.num_experts.saturating_sub(moe.top_k)));
         }
     }
     program.parameters().saturating_sub(idle)
+}
+
+/// Matrices of all experts, and their biases.
+fn of_experts(weight: &Weight) -> bool {
+    weight.shape.len() == 3 || weight.shape.len() == 2 && weight.name.ends_with(".bias")
 }
 
 struct Costs<'a> {
@@ -193,7 +198,7 @@ impl Costs<'_> {
         let mut work = empty(WorkKind::Projection);
         for weight in weights.map(|&id| self.program.weight(id)) {
             work.weight_bytes = work.weight_bytes.saturating_add(rank_bytes(weight, self.spec, self.tp));
-            if is_matrix(weight) {
+            if is_matrix(weight) && !weight.name.ends_with(".bias") {
                 work.flops_per_row = work.flops_per_row.saturating_add(2 * RankShape::of(weight, self.tp).elements());
                 work.storage = weight.storage;
             }
@@ -253,7 +258,7 @@ impl Costs<'_> {
     }
 
     fn experts(&self, op: &PlannedOp, moe: &MoeSpec) -> OpWork {
-        let routed = |id: &&WeightId| self.program.weight(**id).shape.len() == 3;
+        let routed = |id: &&WeightId| of_experts(self.program.weight(**id));
         let always = self.products(op.weights.iter().filter(|id| !routed(id)));
         let experts = self.products(op.weights.iter().filter(routed));
         let share = |total: u64| total / moe.num_experts.max(1) * moe.top_k;

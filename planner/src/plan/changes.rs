@@ -41,7 +41,7 @@ pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> Does
     let closest = closest(request, program);
     let limits = &request.limits;
     let budget = Budget::new(program, request.spec, request.weights, closest, request.card.memory_total_bytes, limits);
-    let needed_bytes = budget.needed_bytes(&request.layout(program, closest), limits);
+    let needed_bytes = budget.needed_bytes(&request.layout(closest), limits);
     DoesNotFit {
         model: request.model_name.to_owned(),
         card: request.card.name.clone(),

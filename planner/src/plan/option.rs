@@ -95,7 +95,7 @@ impl PlanOption {
         let limits = &request.limits;
         let total = request.card.memory_total_bytes;
         let per_gpu = Budget::new(program, request.spec, request.weights, tensor_parallel_size, total, limits);
-        let kv = request.layout(program, tensor_parallel_size);
+        let kv = request.layout(tensor_parallel_size);
         let num_blocks = kv.num_blocks(per_gpu.kv_pool_bytes);
         let needed_bytes = per_gpu.needed_bytes(&kv, limits);
         if needed_bytes > per_gpu.requested_bytes {

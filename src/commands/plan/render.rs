@@ -11,7 +11,7 @@ pub(super) use split::split;
 use super::cards::FreeCard;
 use mserve_planner::explain::Explained;
 
-use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
+use mserve_planner::memory::{CacheKind, KvGroup, Source};
 use mserve_planner::model::Task;
 use mserve_planner::plan::{CardRow, DoesNotFit, ModelSummary, Plan, PlanOption, Rank};
 use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
@@ -164,10 +164,15 @@ fn kv(model: &ModelSummary) -> String {
 fn group(group: &KvGroup) -> String {
     let layers = group.layers;
     let kind = match group.kind {
-        KvGroupKind::Full => "full".to_owned(),
-        KvGroupKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
+        CacheKind::Full => "full".to_owned(),
+        CacheKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
+        CacheKind::Chunked { chunk_tokens } => format!("chunked ({})", format_count(chunk_tokens)),
+        CacheKind::Compressed { tokens_per_entry } => format!("compressed (1 entry for {tokens_per_entry} tokens)"),
+        CacheKind::Indexer => "indexer".to_owned(),
+        CacheKind::State => "recurrent".to_owned(),
     };
-    format!("{layers} {kind} layers x {}", format_bytes_per_token(group.bytes_per_token_per_layer))
+    let per = if group.kind == CacheKind::State { " per sequence" } else { "" };
+    format!("{layers} {kind} layers x {}{per}", format_bytes_per_token(group.bytes_per_entry_per_layer))
 }
 
 fn best_option(plan: &Plan, best: &PlanOption, look: Look) -> String {

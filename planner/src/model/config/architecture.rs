@@ -8,11 +8,15 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Head {
     LanguageModel,
-    LanguageModelOfImages { any_family: bool },
+    LanguageModelOfImages {
+        any_family: bool,
+    },
     /// The bare model: its hidden states become a vector.
     Vector(Pooling),
     /// `labels` where the class fixes them.
-    Classifier { labels: Option<u64> },
+    Classifier {
+        labels: Option<u64>,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]

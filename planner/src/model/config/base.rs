@@ -126,8 +126,7 @@ impl<'a> Base<'a> {
 
     /// A gated MLP of `intermediate_size`.
     pub(super) fn mlp(&self) -> Result<MlpSpec, ConfigError> {
-        const NAMES: [&str; 5] =
-            ["intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "ff_intermediate_size"];
+        const NAMES: [&str; 5] = ["intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "ff_intermediate_size"];
         let llama = self.arch.image_text() && matches!(self.text.string(&["model_type"])?, Some((_, "llama")));
         match self.text.uint(&NAMES, limits::INTERMEDIATE)? {
             None if llama => self.mlp_of(11_008),

@@ -15,9 +15,7 @@ pub(super) fn parse_object(json: &[u8]) -> Result<Map<String, Value>, ConfigErro
     match serde_json::from_slice(json).or_else(|error| quoted_literals(json).ok_or(error)?) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(ConfigError::NotAnObject { found: kind(&other) }),
-        Err(error) => {
-            Err(ConfigError::Json { line: error.line(), column: error.column(), problem: error.to_string() })
-        }
+        Err(error) => Err(ConfigError::Json { line: error.line(), column: error.column(), problem: error.to_string() }),
     }
 }
 

@@ -9,14 +9,8 @@ impl Base<'_> {
     pub(super) fn experts(&self) -> Result<MoeSpec, ConfigError> {
         const NUMBER: [&str; 5] =
             ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_moe_experts"];
-        const TOP_K: [&str; 6] = [
-            "num_experts_per_tok",
-            "num_experts_per_token",
-            "top_k_experts",
-            "moe_topk",
-            "moe_k",
-            "experts_per_token",
-        ];
+        const TOP_K: [&str; 6] =
+            ["num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "experts_per_token"];
         let num_experts = self.text.required_uint(&NUMBER, limits::EXPERTS)?;
         let top_k = self.text.required_uint(&TOP_K, 1..=num_experts)?;
         let size = self.get(&["moe_intermediate_size", "expert_intermediate_size"], limits::INTERMEDIATE)?;

@@ -25,6 +25,17 @@ pub fn program(spec: &ModelSpec) -> Program {
     }
 }
 
+/// Parameters of the checkpoint's layers for multi-token prediction: each is the model's last layer again, the product
+/// that joins it to the stack, and three norms. Not part of [`program`].
+pub fn mtp_parameters(spec: &ModelSpec) -> u64 {
+    let Some(last) = spec.layers.last().filter(|_| spec.extras.mtp_layers > 0) else { return 0 };
+    let with = ModelSpec { layers: vec![last.clone(); 2], ..spec.clone() };
+    let without = ModelSpec { layers: vec![last.clone()], ..spec.clone() };
+    let layer = program(&with).parameters().saturating_sub(program(&without).parameters());
+    let joined = 2 * spec.hidden_size * spec.hidden_size + 3 * spec.hidden_size;
+    spec.extras.mtp_layers.saturating_mul(layer.saturating_add(joined))
+}
+
 /// Only attention that ops describe whole, and dense MLPs.
 fn plain(spec: &ModelSpec) -> bool {
     spec.extras == Extras { mtp_layers: spec.extras.mtp_layers, ..Extras::default() }

@@ -4,7 +4,7 @@ use super::super::architecture::Architecture;
 use super::super::base::Base;
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    Family, Ffn, IndexerSpec, LatentAttentionSpec, LayerSpec, Mixer, MoeSpec, ModelSpec, OutputGate, Router,
+    Family, Ffn, IndexerSpec, LatentAttentionSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, OutputGate, Router,
 };
 
 pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {

@@ -3,9 +3,7 @@
 use super::super::architecture::Architecture;
 use super::super::base::Base;
 use super::super::{ConfigError, fields::Fields, limits};
-use crate::model::{
-    CompressedAttentionSpec, Extras, Ffn, IndexerSpec, LayerSpec, Mixer, MoeSpec, ModelSpec, Router,
-};
+use crate::model::{CompressedAttentionSpec, Extras, Ffn, IndexerSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, Router};
 
 /// Tokens in a state whose layers also pick states with an indexer.
 const INDEXED_RATIO: u64 = 4;

@@ -22,12 +22,8 @@ pub(in super::super) fn modern_bert(arch: &Architecture, root: &Fields<'_>) -> R
 pub(in super::super) fn nomic_bert(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
     let bias = base.text.boolean("qkv_proj_bias")?.unwrap_or(true);
-    let attention = AttentionSpec {
-        mask: Mask::Bidirectional,
-        qkv_bias: bias,
-        output_bias: bias,
-        ..base.attention(base.heads)?
-    };
+    let attention =
+        AttentionSpec { mask: Mask::Bidirectional, qkv_bias: bias, output_bias: bias, ..base.attention(base.heads)? };
     let width = base.need("n_inner", limits::INTERMEDIATE)?;
     let gated = matches!(base.text.string(&["activation_function"])?, Some((_, "swiglu" | "geglu" | "glu")));
     let bias = base.text.boolean("mlp_fc1_bias")?.unwrap_or(true);

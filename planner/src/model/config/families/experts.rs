@@ -5,7 +5,7 @@ use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, LayerSpec, Mask, Mixer, MlpSpec, MoeSpec, ModelSpec,
+    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, MoeSpec,
     NormKind, OutputGate, QkNorm, Router, StateKind, StateSpec,
 };
 
@@ -157,9 +157,10 @@ pub(in super::super) fn mimo_v2(arch: &Architecture, root: &Fields<'_>) -> Resul
     };
     let moe = MoeSpec { router: Router::ScoreCorrected, ..base.with_shared(base.experts()?)? };
     let ffns = base.dense_then_experts(base.mlp()?, moe)?;
-    let layers = ffns.into_iter().zip(slides).map(|(ffn, slides)| {
-        attention_layer(if slides { sliding.clone() } else { full.clone() }, ffn)
-    });
+    let layers = ffns
+        .into_iter()
+        .zip(slides)
+        .map(|(ffn, slides)| attention_layer(if slides { sliding.clone() } else { full.clone() }, ffn));
     base.spec(layers.collect())
 }
 
@@ -202,18 +203,15 @@ pub(in super::super) fn step(arch: &Architecture, root: &Fields<'_>) -> Result<M
 pub(in super::super) fn gpt_oss(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
     let bias = base.text.boolean("attention_bias")?.unwrap_or(true);
-    let attention = AttentionSpec {
-        sinks: true,
-        qkv_bias: bias,
-        output_bias: bias,
-        ..base.attention(base.kv_heads()?)?
-    };
+    let attention =
+        AttentionSpec { sinks: true, qkv_bias: bias, output_bias: bias, ..base.attention(base.kv_heads()?)? };
     let moe = base.experts()?;
     let expert = MlpSpec { bias: true, activation: Activation::Special, ..moe.expert };
     let moe = MoeSpec { expert, router: Router::Biased, ..moe };
-    let layers = base.masks(|i| i.is_multiple_of(2))?.into_iter().map(|mask| {
-        attention_layer(AttentionSpec { mask, ..attention.clone() }, Ffn::Experts(moe))
-    });
+    let layers = base
+        .masks(|i| i.is_multiple_of(2))?
+        .into_iter()
+        .map(|mask| attention_layer(AttentionSpec { mask, ..attention.clone() }, Ffn::Experts(moe)));
     base.spec(layers.collect())
 }
 

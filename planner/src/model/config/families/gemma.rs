@@ -4,7 +4,7 @@ use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer};
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    Activation, AttentionSpec, Extras, Ffn, KvOrigin, Mask, MlpSpec, MoeSpec, ModelSpec, Norm, PerLayerInput, QkNorm,
+    Activation, AttentionSpec, Extras, Ffn, KvOrigin, Mask, MlpSpec, ModelSpec, MoeSpec, Norm, PerLayerInput, QkNorm,
 };
 
 /// All Gemmas scale embeddings, offset norms and tie the head.
@@ -81,7 +81,8 @@ fn ffns(base: &Base<'_>, first_shared: usize) -> Result<Vec<Ffn>, ConfigError> {
     (0..base.layers as usize)
         .map(|i| {
             let double = if wide && i >= first_shared { 2 } else { 1 };
-            let mlp = MlpSpec { activation: Activation::GeluTanh, ..MlpSpec::gated(width(i)? * double, Activation::Gelu) };
+            let mlp =
+                MlpSpec { activation: Activation::GeluTanh, ..MlpSpec::gated(width(i)? * double, Activation::Gelu) };
             Ok(match moe {
                 Some(moe) => Ffn::Experts(MoeSpec { dense: Some(mlp), ..moe }),
                 None => Ffn::Dense(mlp),

@@ -12,11 +12,8 @@ pub(in super::super) fn chat_glm(arch: &Architecture, root: &Fields<'_>) -> Resu
     }
     let kv_heads = if base.flag("multi_query_attention")? { base.kv_heads()? } else { base.heads };
     let bias = base.flag("add_bias_linear")?;
-    let attention = AttentionSpec {
-        qkv_bias: base.flag("add_qkv_bias")? || bias,
-        output_bias: bias,
-        ..base.attention(kv_heads)?
-    };
+    let attention =
+        AttentionSpec { qkv_bias: base.flag("add_qkv_bias")? || bias, output_bias: bias, ..base.attention(kv_heads)? };
     let mlp = MlpSpec { bias, ..base.mlp()? };
     base.spec(base.uniform(attention, mlp))
 }

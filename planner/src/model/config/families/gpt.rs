@@ -3,9 +3,7 @@
 use super::super::architecture::Architecture;
 use super::super::base::Base;
 use super::super::{ConfigError, fields::Fields, limits};
-use crate::model::{
-    Activation, AttentionSpec, Extras, MlpSpec, ModelSpec, NormKind, Positions,
-};
+use crate::model::{Activation, AttentionSpec, Extras, MlpSpec, ModelSpec, NormKind, Positions};
 
 /// LayerNorm and biases everywhere.
 fn biased(base: &Base<'_>, kv_heads: u64) -> Result<AttentionSpec, ConfigError> {
@@ -77,12 +75,8 @@ pub(in super::super) fn bloom(arch: &Architecture, root: &Fields<'_>) -> Result<
     // Files of the large models say nothing of the length that they were trained on: 2,048.
     let base = Base::read(arch, root)?;
     let attention = AttentionSpec { rope: None, ..biased(&base, base.heads)? };
-    let mlp = MlpSpec {
-        intermediate_size: 4 * base.hidden,
-        activation: Activation::GeluTanh,
-        gated: false,
-        bias: true,
-    };
+    let mlp =
+        MlpSpec { intermediate_size: 4 * base.hidden, activation: Activation::GeluTanh, gated: false, bias: true };
     let spec = base.tied_by_default(base.spec(base.uniform(attention, mlp))?)?;
     layer_norm(&base, spec)
 }
@@ -99,8 +93,7 @@ pub(in super::super) fn mpt(arch: &Architecture, root: &Fields<'_>) -> Result<Mo
     }
     let attention = AttentionSpec { rope: None, qkv_bias: bias, output_bias: bias, ..base.attention(kv_heads)? };
     let ratio = base.get(&["expansion_ratio"], 1..=64)?.unwrap_or(4);
-    let mlp =
-        MlpSpec { intermediate_size: ratio * base.hidden, activation: Activation::Gelu, gated: false, bias };
+    let mlp = MlpSpec { intermediate_size: ratio * base.hidden, activation: Activation::Gelu, gated: false, bias };
     let spec = base.tied_by_default(base.spec(base.uniform(attention, mlp))?)?;
     layer_norm(&base, spec)
 }

@@ -5,7 +5,7 @@ use super::super::base::Base;
 use super::super::{ConfigError, fields::Fields, limits};
 use super::deepseek;
 use crate::model::{
-    DType, LatentAttentionSpec, LayerSpec, Mixer, MoeSpec, ModelSpec, OutputGate, Router, StateKind, StateSpec,
+    DType, LatentAttentionSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, OutputGate, Router, StateKind, StateSpec,
 };
 use serde_json::Value;
 

@@ -4,9 +4,7 @@
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
-use crate::model::{
-    Activation, AttentionSpec, Ffn, Mask, MlpSpec, ModelSpec, NormKind, QkNorm,
-};
+use crate::model::{Activation, AttentionSpec, Ffn, Mask, MlpSpec, ModelSpec, NormKind, QkNorm};
 
 /// XVERSE, and image models around a Llama: multi-head where KV heads are not stated.
 pub(in super::super) fn plain(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
@@ -70,8 +68,7 @@ pub(in super::super) fn star_coder2(arch: &Architecture, root: &Fields<'_>) -> R
         Some(window) if window < base.context()? => Mask::Sliding { window },
         _ => Mask::Causal,
     };
-    let attention =
-        AttentionSpec { mask, qkv_bias: bias, output_bias: bias, ..base.attention(base.kv_heads()?)? };
+    let attention = AttentionSpec { mask, qkv_bias: bias, output_bias: bias, ..base.attention(base.kv_heads()?)? };
     let mlp = MlpSpec { gated: false, bias, ..base.mlp()? };
     let spec = base.tied_by_default(base.spec(base.uniform(attention, mlp))?)?;
     Ok(ModelSpec { norm: base.norm(NormKind::Layer)?, ..spec })

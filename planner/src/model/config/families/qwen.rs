@@ -4,7 +4,7 @@ use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    AttentionSpec, DType, Family, Ffn, LayerSpec, Mixer, MlpSpec, MoeSpec, ModelSpec, OutputGate, StateKind, StateSpec,
+    AttentionSpec, DType, Family, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, OutputGate, StateKind, StateSpec,
 };
 use serde_json::Value;
 
@@ -25,11 +25,7 @@ pub(in super::super) fn vision_language(arch: &Architecture, root: &Fields<'_>) 
     let base = Base::read(arch, root)?;
     let third = arch.family == Family::Qwen3;
     let attention = base.attention(base.kv_heads()?)?;
-    let attention = AttentionSpec {
-        qkv_bias: !third || attention.qkv_bias,
-        qk_norm: per_head(third),
-        ..attention
-    };
+    let attention = AttentionSpec { qkv_bias: !third || attention.qkv_bias, qk_norm: per_head(third), ..attention };
     base.spec(base.uniform(attention, base.mlp()?))
 }
 
@@ -101,9 +97,7 @@ fn linear_layers(base: &Base<'_>) -> Result<Vec<bool>, ConfigError> {
         let linear = |kind: &str| match kind {
             "linear_attention" => Ok(true),
             "full_attention" => Ok(false),
-            other => {
-                Err(base.text.unsupported("layer_types", other, "supported: linear_attention, full_attention"))
-            }
+            other => Err(base.text.unsupported("layer_types", other, "supported: linear_attention, full_attention")),
         };
         return kinds.into_iter().map(linear).collect();
     }

@@ -5,7 +5,7 @@ use super::super::base::{Base, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
 use super::{experts, qwen};
 use crate::model::{
-    Activation, AttentionSpec, Ffn, LayerSpec, Mixer, MlpSpec, MoeSpec, ModelSpec, Router, StateKind, StateSpec,
+    Activation, AttentionSpec, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, Router, StateKind, StateSpec,
 };
 
 /// Mamba-2 under the names that Nemotron-H, Granite and Falcon-H1 have for its sizes.

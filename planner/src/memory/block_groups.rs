@@ -1,9 +1,14 @@
-use crate::memory::{CacheKind, KvFormat, LayerCache, layer_caches};
+//! Groups of layers over one pool of equal blocks, by vLLM's rules.
+//!
+//! Sources: `v1/core/kv_cache_planning.py` (groups, pages), `v1/kv_cache_interface.py` (blocks of a request),
+//! `platforms/interface.py` (block size of hybrids).
+
+use super::{CacheKind, KvFormat, LayerCache, layer_caches, served_dtype};
 use crate::model::{DType, Family, Mixer, ModelSpec, StateSpec};
 use serde::{Deserialize, Serialize};
 
 /// What a pool is laid out with.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolOptions {
     pub tensor_parallel_size: u64,
     pub kv: KvFormat,
@@ -65,7 +70,7 @@ pub struct Group {
 }
 
 /// All groups of a model on one rank, and the block that they share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Groups {
     /// Empty for models that keep no cache.
     pub groups: Vec<Group>,
@@ -95,7 +100,7 @@ impl Groups {
         let (groups, bytes_per_block) = match &buckets[..] {
             [] => (Vec::new(), 0),
             // All layers need the same tokens: one table, and pages side by side.
-            all if one_kind || all.len() == 1 && all[0].cache.kind != CacheKind::State => {
+            all if one_kind || all.len() == 1 && !fixed(all[0].cache.kind) => {
                 let bytes: u64 = all.iter().map(|b| b.layers * b.cache.bytes_per_entry).sum();
                 let layers = all.iter().map(|b| b.layers).sum();
                 (vec![Group { kind: all[0].cache.kind, layers, block_size_tokens: block }], bytes * block)
@@ -112,27 +117,13 @@ impl Groups {
 
     /// Blocks that a request of `tokens` may hold at once, over all groups.
     pub fn blocks_per_request(&self, tokens: u64) -> u64 {
-        self.groups.iter().map(|group| self.blocks_of(group, tokens)).sum()
+        self.blocks_in_steps_of(tokens, self.options.max_num_batched_tokens)
     }
 
-    fn blocks_of(&self, group: &Group, tokens: u64) -> u64 {
-        let options = &self.options;
-        let blocks = |tokens: u64| tokens.div_ceil(group.block_size_tokens.max(1));
-        match group.kind {
-            CacheKind::Sliding { window_tokens } => {
-                let in_flight = options.max_num_batched_tokens.saturating_mul(options.concurrent_batches);
-                // A window rarely begins on a block's border.
-                blocks((window_tokens - 1).saturating_add(in_flight).min(tokens)) + 1
-            }
-            CacheKind::State => {
-                let states = match options.mamba_blocks {
-                    MambaBlocks::None => 1,
-                    MambaBlocks::Align => 2,
-                };
-                states + options.speculative_tokens
-            }
-            _ => blocks(tokens.div_ceil(options.decode_context_parallel_size.max(1))),
-        }
+    /// The same with another size of steps.
+    pub fn blocks_in_steps_of(&self, tokens: u64, max_num_batched_tokens: u64) -> u64 {
+        let options = PoolOptions { max_num_batched_tokens, ..self.options };
+        self.groups.iter().fold(0, |sum: u64, group| sum.saturating_add(blocks_of(group, &options, tokens)))
     }
 
     /// Bytes that one request of `tokens` needs.
@@ -152,6 +143,28 @@ impl Groups {
             if fits(middle) { fitting = middle } else { too_long = middle }
         }
         fitting
+    }
+}
+
+fn blocks_of(group: &Group, options: &PoolOptions, tokens: u64) -> u64 {
+    let blocks = |tokens: u64| tokens.div_ceil(group.block_size_tokens.max(1));
+    match group.kind {
+        CacheKind::Sliding { window_tokens } => {
+            let in_flight = options.max_num_batched_tokens.saturating_mul(options.concurrent_batches);
+            // A window rarely begins on a block's border.
+            blocks((window_tokens - 1).saturating_add(in_flight).min(tokens)) + 1
+        }
+        CacheKind::State => {
+            let states = match options.mamba_blocks {
+                MambaBlocks::None => 1,
+                MambaBlocks::Align => 2,
+            };
+            states + options.speculative_tokens
+        }
+        CacheKind::Compressed { tokens_per_entry } => blocks(tokens.div_ceil(tokens_per_entry.max(1))),
+        CacheKind::Full | CacheKind::Chunked { .. } | CacheKind::Indexer => {
+            blocks(tokens.div_ceil(options.decode_context_parallel_size.max(1)))
+        }
     }
 }
 
@@ -203,7 +216,7 @@ fn whole_heads(
 
 /// With other types than the checkpoint's, and with room in the convolution for speculative tokens.
 fn state_bytes(cache: LayerCache, state: &StateSpec, spec: &ModelSpec, options: &PoolOptions) -> u64 {
-    let served = crate::memory::served_dtype(spec);
+    let served = served_dtype(spec);
     let old = state.state_dtype.unwrap_or(served).bytes();
     let recurrent = state.state_elements().div_ceil(options.tensor_parallel_size.max(1));
     let convolution = cache.bytes_per_entry.saturating_sub(recurrent * old);
@@ -212,6 +225,11 @@ fn state_bytes(cache: LayerCache, state: &StateSpec, spec: &ModelSpec, options: 
     let of_tap = convolution / taps / served.bytes() * conv_dtype.bytes();
     let conv_taps = if state.conv_kernel > 1 { taps + options.speculative_tokens } else { 0 };
     recurrent * options.state_dtype.map_or(old, DType::bytes) + of_tap * conv_taps
+}
+
+/// Takes the same blocks whatever the length.
+fn fixed(kind: CacheKind) -> bool {
+    matches!(kind, CacheKind::State | CacheKind::Compressed { .. })
 }
 
 fn keep_windows_whole(buckets: &mut Vec<Bucket>) {
@@ -244,8 +262,7 @@ fn by_pages(buckets: &[Bucket], block: u64, latent: bool) -> (Vec<Group>, u64) {
         _ => block,
     };
     let page = state.unwrap_or(0).max(block * entry.unwrap_or(0));
-    let (fewest, most) =
-        buckets.iter().fold((u64::MAX, 0), |(few, many), b| (b.layers.min(few), b.layers.max(many)));
+    let (fewest, most) = buckets.iter().fold((u64::MAX, 0), |(few, many), b| (b.layers.min(few), b.layers.max(many)));
     let per_group = if 2 * most < 3 * fewest { most } else { fewest }.max(1);
     let mut groups = Vec::new();
     for bucket in buckets {
