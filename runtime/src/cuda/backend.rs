@@ -8,7 +8,7 @@ use super::metadata::{self, MetadataLayout, StepShape};
 use super::step_slots::{SLOTS, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
-use crate::cpu::validate::{self, StepLimits};
+use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, RowSampling, StepBatch};
 use crate::weights::TensorSource;
 use cudarc::driver::sys;
@@ -243,7 +243,7 @@ impl CudaBackend {
         let refuse = |value: String| Err(CudaError::Option { option: "step", value, must: "one that fits".to_owned() });
         let (max_num_batched_tokens, previous_outputs) = (sizes.max_num_batched_tokens, self.previous_outputs);
         let limits = StepLimits { max_num_batched_tokens, cached: true, previous_outputs };
-        if let Err(what) = validate::check(batch, &self.info, limits) {
+        if let Err(what) = step_check::check(batch, &self.info, limits) {
             return refuse(what);
         }
         if batch.sequences.len() > sizes.max_num_seqs {

@@ -18,7 +18,7 @@ use super::plan::{Bases, DeviceOp, HeadSizes, Plan, plan};
 use super::step_slots::{device_output_bytes, output_surfaces};
 use super::weights::WeightLayout;
 use super::{CudaError, CudaOptions, WeightOrigin, random_weights, upload};
-use crate::cpu::kernels::rope::Rope;
+use crate::backend::rope::Rope;
 use mserve_planner::model::{ModelSpec, Program, Quantization, families};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
