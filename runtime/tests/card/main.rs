@@ -25,7 +25,8 @@ use std::time::Instant;
 
 type Section = fn(&Cuda) -> Outcome;
 
-const SECTIONS: [(&str, Section); 7] = [
+const SECTIONS: [(&str, Section); 8] = [
+    ("kernels", models::every_kernel),
     ("text", models::text_like_the_cpu),
     ("same", same),
     ("logits", models::like_the_cpu),

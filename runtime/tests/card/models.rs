@@ -1,6 +1,7 @@
 //! Whole models: logits against exact ones, text against the CPU's.
 
 use super::any_device::cpu::Cpu;
+use super::any_device::sampling::{as_the_host_chooses, counts_are_kept};
 use super::any_device::steps::{Places, margin, random_tokens};
 use super::any_device::{Device, Failure, Model, Outcome, Sizes};
 use super::closeness::Closeness;
@@ -48,6 +49,24 @@ pub fn like_the_cpu(card: &Cuda) -> Outcome {
                 return Err(format!("{}: {closeness}; at most {NMSE_MOST:e} and {LOGPROB_MOST}", model.name).into());
             }
         }
+    }
+    Ok(())
+}
+
+/// Every kernel of every head size, graph and launches, in seconds: for tools that watch each access.
+pub fn every_kernel(card: &Cuda) -> Outcome {
+    for model in families() {
+        let texts = [3, 40, 1].map(|n| random_tokens(n, n as usize, model.spec.vocab_size as usize)).to_vec();
+        let (sizes, places) = sizes(&texts);
+        for graphs in [GraphCapture::WhenNeeded, GraphCapture::Never] {
+            let card = Cuda { name: card.name.clone(), graphs };
+            let rows = teacher_forced(&mut card.load(&model, sizes)?, &texts, places)?;
+            if !rows.iter().flatten().flat_map(|(_, row)| row).all(|x| x.is_finite()) {
+                return Err(format!("{}, {graphs:?}: logits that are no numbers", model.name).into());
+            }
+        }
+        as_the_host_chooses(card, &model, 6, 3)?;
+        counts_are_kept(card, &model, 3)?;
     }
     Ok(())
 }
