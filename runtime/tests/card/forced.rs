@@ -4,19 +4,18 @@ use super::any_device::steps::{Piece, Places, batch, sampling, tokens};
 use super::any_device::{Failure, Inspect};
 use mserve_runtime::engine::{RowSampling, SampledToken, SamplingParams};
 
+/// `[text][(position, logits after it)]`
+pub type Forced = Vec<Vec<(usize, Vec<f32>)>>;
+
 pub fn greedy() -> RowSampling {
     sampling(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
 }
 
 /// Logits after some positions of each text, all texts going through the backend side by side: first half of it in one
-/// piece, then a few tokens at a time, then one by one. `[text][(position, logits)]`
-pub fn teacher_forced<B: Inspect>(
-    backend: &mut B,
-    texts: &[Vec<u32>],
-    places: Places,
-) -> Result<Vec<Vec<(usize, Vec<f32>)>>, Failure> {
+/// piece, then a few tokens at a time, then one by one.
+pub fn teacher_forced<B: Inspect>(backend: &mut B, texts: &[Vec<u32>], places: Places) -> Result<Forced, Failure> {
     let mut computed = vec![0; texts.len()];
-    let mut found: Vec<Vec<(usize, Vec<f32>)>> = vec![Vec::new(); texts.len()];
+    let mut found: Forced = vec![Vec::new(); texts.len()];
     while computed.iter().zip(texts).any(|(done, text)| *done < text.len()) {
         let mut pieces: Vec<Piece<'_>> = Vec::new();
         for (sequence, text) in texts.iter().enumerate().filter(|(i, text)| computed[*i] < text.len()) {

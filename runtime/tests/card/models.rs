@@ -6,7 +6,7 @@ use super::any_device::steps::{Places, margin, random_tokens};
 use super::any_device::{Device, Failure, Model, Outcome, Sizes};
 use super::closeness::Closeness;
 use super::cuda::Cuda;
-use super::forced::{greedy_text, teacher_forced};
+use super::forced::{Forced, greedy_text, teacher_forced};
 use super::specs::{demo, demo_dir, families};
 use mserve_runtime::cuda::GraphCapture;
 use mserve_runtime::engine::SampledToken;
@@ -70,8 +70,6 @@ pub fn every_kernel(card: &Cuda) -> Outcome {
     }
     Ok(())
 }
-
-type Forced = Vec<Vec<(usize, Vec<f32>)>>;
 
 /// `exact` of (text, number of the row found for it).
 fn close(ours: &Forced, exact: impl Fn(usize, usize) -> Vec<f32>) -> Closeness {
