@@ -2,7 +2,7 @@ use super::buckets::bucket_for;
 use super::executor::PrefillChunks;
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
-use super::load::{LoadedModel, MAX_BIAS_ENTRIES, load};
+use super::load::{LoadedModel, load};
 use super::memory::{DeviceMemory, PinnedMemory};
 use super::metadata::{self, MetadataLayout, StepShape};
 use super::step_slots::{SLOTS, StepSlot, WantedRow};
@@ -89,7 +89,7 @@ impl CudaBackend {
             StepSlot::new(&device, sizes.metadata_words(), sizes.max_num_seqs * sizes.max_blocks, sizes.max_num_seqs)
         };
         let slots = (0..SLOTS).map(|_| slot()).collect::<Result<Vec<_>, _>>()?;
-        let list_bytes = (2 * sizes.max_model_len + MAX_BIAS_ENTRIES) * 4;
+        let list_bytes = (2 * sizes.max_model_len + sizes.bias_entries()) * 4;
         let info = BackendInfo {
             output_width: sizes.vocab_size,
             vocab_size: sizes.vocab_size,
@@ -104,7 +104,7 @@ impl CudaBackend {
             in_flight: VecDeque::new(),
             slots,
             next_slot: 0,
-            bias: PinnedMemory::new(&device, MAX_BIAS_ENTRIES * 8, "bias lists")?,
+            bias: PinnedMemory::new(&device, sizes.bias_entries() * 8, "bias lists")?,
             lists: TokenLists {
                 host: PinnedMemory::new(&device, list_bytes, "token lists")?,
                 device: DeviceMemory::new(&device, list_bytes as u64, "token lists")?,
@@ -306,8 +306,9 @@ impl CudaBackend {
         let begin = bias.len();
         bias.extend(&params.logit_bias);
         bias.extend(sampling.forbidden_token_ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
-        if bias.len() > MAX_BIAS_ENTRIES {
-            let (value, must) = (bias.len().to_string(), format!("at most {MAX_BIAS_ENTRIES} in a step"));
+        let most = self.model.sizes.bias_entries();
+        if bias.len() > most {
+            let (value, must) = (bias.len().to_string(), format!("at most {most} in a step"));
             return Err(CudaError::Option { option: "logit_bias", value, must });
         }
         let listed: Vec<u32> = bias[begin..].iter().map(|b| b.0).collect();
@@ -370,11 +371,11 @@ impl CudaBackend {
         let words: Vec<i32> = bias
             .iter()
             .map(|b| b.0 as i32)
-            .chain(std::iter::repeat_n(0, MAX_BIAS_ENTRIES - bias.len()))
+            .chain(std::iter::repeat_n(0, self.model.sizes.bias_entries() - bias.len()))
             .chain(bias.iter().map(|b| b.1.to_bits() as i32))
             .collect();
         copy_words(self.bias.as_mut_slice(), &words);
-        // SAFETY: tokens and values lie one behind the other (`SurfaceOffsets`), each with room for MAX_BIAS_ENTRIES; the
+        // SAFETY: tokens and values lie one behind the other (`SurfaceOffsets`), each with room for `bias_entries`; the
         // host list was read before the synchronisation above.
         unsafe { self.bias.copy_to(surfaces.bias_tokens, words.len() * 4, device.stream()) }
     }
