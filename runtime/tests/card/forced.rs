@@ -1,15 +1,11 @@
 //! Texts put through a backend by hand, with the logits that came out.
 
-use super::any_device::steps::{Piece, Places, batch, sampling, tokens};
+use super::any_device::steps::{Piece, Places, batch, greedy, sampling, tokens};
 use super::any_device::{Failure, Inspect};
-use mserve_runtime::engine::{RowSampling, SampledToken, SamplingParams};
+use mserve_runtime::engine::{SampledToken, SamplingParams};
 
 /// `[text][(position, logits after it)]`
 pub type Forced = Vec<Vec<(usize, Vec<f32>)>>;
-
-pub fn greedy() -> RowSampling {
-    sampling(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
-}
 
 /// Logits after some positions of each text, all texts going through the backend side by side: first half of it in one
 /// piece, then a few tokens at a time, then one by one.

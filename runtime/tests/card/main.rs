@@ -14,7 +14,7 @@ mod models;
 mod specs;
 
 use any_device::soak::{Load, soak};
-use any_device::texts::{Asks, same_however_computed};
+use any_device::texts::{Asks, neighbours_change_nothing, same_however_computed};
 use any_device::{Model, Outcome, Sizes, sampling};
 use cuda::Cuda;
 use mserve_planner::model::Family;
@@ -25,9 +25,10 @@ use std::time::Instant;
 
 type Section = fn(&Cuda) -> Outcome;
 
-const SECTIONS: [(&str, Section); 8] = [
+const SECTIONS: [(&str, Section); 9] = [
     ("kernels", models::every_kernel),
     ("text", models::text_like_the_cpu),
+    ("neighbours", neighbours),
     ("same", same),
     ("logits", models::like_the_cpu),
     ("choices", choices),
@@ -80,6 +81,13 @@ fn run(name: &str, failed: &mut Vec<String>, section: impl FnOnce() -> Outcome) 
             failed.push(name.to_owned());
         }
     }
+}
+
+fn neighbours(card: &Cuda) -> Outcome {
+    for model in specs::families() {
+        [2, 8, 16, 40].into_iter().try_for_each(|count| neighbours_change_nothing(card, &model, count))?;
+    }
+    Ok(())
 }
 
 fn same(card: &Cuda) -> Outcome {

@@ -51,7 +51,7 @@ impl<B: Inspect> Rows<B> {
 #[derive(Debug, Default)]
 struct Tally {
     rows: usize,
-    /// Sampled rows with another token: the drawn number lay on the border between two.
+    /// Sampled rows with another token, which is possible too: the device may go through the tokens in another order.
     parted: usize,
     worst_logprob: f32,
 }
@@ -62,7 +62,7 @@ impl Tally {
         self.rows += 1;
         if wanted.token_id != found.token_id {
             self.parted += 1;
-            if way.params.temperature < 1e-5 || way.params.top_k == 1 {
+            if way.params.temperature < 1e-5 || !is_possible(logits, way, found.token_id) {
                 return Err(format!("{found:?}, not {wanted:?}, for {:?}", way.params).into());
             }
         } else {
@@ -127,11 +127,31 @@ pub fn as_the_host_chooses<D: Device>(device: &D, model: &Model, rows: usize, st
         }
     }
     println!("{}: {tally:?}", model.name);
-    // The device draws 24 bits and adds in f32: once in some ten thousand the border between two tokens is that near.
-    match tally.parted * 500 <= tally.rows {
-        true => Ok(()),
-        false => Err(format!("{} of {} choices are not the host's", tally.parted, tally.rows).into()),
+    Ok(())
+}
+
+/// Whether a token is among those that the parameters leave; on their borders f32 decides either way.
+fn is_possible(logits: &[f32], way: &RowSampling, token_id: u32) -> bool {
+    let mut adjusted = logits.to_vec();
+    let params = &*way.params;
+    let output = &way.output_token_ids;
+    for (id, x) in (0..).zip(&mut adjusted) {
+        let count = output.iter().filter(|o| **o == id).count() as f32;
+        if params.repetition_penalty != 1.0 && (count > 0.0 || way.prompt_token_ids.contains(&id)) {
+            *x = if *x > 0.0 { *x / params.repetition_penalty } else { *x * params.repetition_penalty };
+        }
+        if count > 0.0 {
+            *x = *x - params.frequency_penalty * count - params.presence_penalty;
+        }
+        params.logit_bias.iter().filter(|bias| bias.0 == id).for_each(|bias| *x += bias.1);
+        if way.forbidden_token_ids.contains(&id) {
+            *x = f32::NEG_INFINITY;
+        }
     }
+    let wider = SamplingParams { top_p: params.top_p + 1e-4, min_p: params.min_p * (1.0 - 1e-5), ..params.clone() };
+    let (shares, id) = (shares(&adjusted, &wider), token_id as usize);
+    // Equal to the last that top_k keeps is as good.
+    shares[id] > 0.0 || shares.iter().zip(&adjusted).any(|(share, x)| *share > 0.0 && *x == adjusted[id])
 }
 
 /// A text of several tokens whose counts the device keeps itself, two of them side by side with the same parameters.

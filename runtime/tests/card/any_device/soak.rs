@@ -2,10 +2,10 @@
 
 use super::steps::random_tokens;
 use super::texts::{engine_config, wait_until_empty};
-use super::{Device, Failure, Lent, Model, Outcome, Sizes};
+use super::{Device, Failure, Lent, Model, Noise, Outcome, Sizes};
 use mserve_runtime::engine::{
-    AdmissionError, Engine, EngineHandle, FinishReason, GenerateRequest, SampledToken, SamplingParams, TokenEvent,
-    TokenStream, Usage,
+    AdmissionError, Engine, EngineConfig, EngineHandle, FinishReason, GenerateRequest, SampledToken, SamplingParams,
+    TokenEvent, TokenStream, Usage,
 };
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -123,7 +123,9 @@ struct Soak<'a> {
 /// Anything that is left behind, counted wrongly, or not as it was asked for.
 pub fn soak<D: Device>(device: &D, model: &Model, sizes: Sizes, load: Load) -> Outcome {
     let lent = Lent::new(device.load(model, sizes)?);
-    let engine = Engine::start(Box::new(lent.with_blocks(load.num_blocks)), engine_config(sizes, true))?;
+    // Clients have two requests each: the queue is full at times.
+    let config = EngineConfig { max_num_queued_reqs: load.clients, ..engine_config(sizes, true) };
+    let engine = Engine::start(Box::new(lent.with_blocks(load.num_blocks)), config)?;
     let soak = Soak {
         engine: &engine,
         load,
@@ -151,7 +153,7 @@ pub fn soak<D: Device>(device: &D, model: &Model, sizes: Sizes, load: Load) -> O
         engine.load().prefix_cache_hit_rate.unwrap_or(0.0)
     );
     let repeat = Engine::start(Box::new(lent.all_blocks()), engine_config(sizes, false))?;
-    reproduce(&repeat, &load, &finished, device.noise().same_texts)?;
+    reproduce(&repeat, &load, &finished, device.noise())?;
     wait_until_empty(&repeat)
 }
 
@@ -215,15 +217,11 @@ impl Soak<'_> {
     }
 
     fn read(&self, number: usize, mut stream: TokenStream) -> Outcome {
-        let ask = pair_ask(number, &self.load, self.engine.info().vocab_size);
+        let ask = Ask::new(number, &self.load, self.engine.info().vocab_size);
         let tokens = read_all(&mut stream, &ask).map_err(|e| format!("request {number} ({:?}): {e}", ask.params))?;
         lock(&self.finished).push(Finished { number, tokens });
         Ok(())
     }
-}
-
-fn pair_ask(number: usize, load: &Load, vocab: usize) -> Ask {
-    Ask::new(number, load, vocab)
 }
 
 fn read_all(stream: &mut TokenStream, ask: &Ask) -> Result<Vec<SampledToken>, Failure> {
@@ -309,6 +307,7 @@ fn check_figures(engine: &EngineHandle, load: &Load, finished: &[Finished]) -> O
         (now.requests_total != load.requests as u64, format!("{} requests in all", now.requests_total)),
         (counted < tokens as f64, format!("{counted} tokens counted, {tokens} read")),
         (sum("vllm:request_generation_tokens_count", "") != requests, "requests without a count of tokens".to_owned()),
+        (now.kv_cache_usage != 0.0, "blocks are in use".to_owned()),
         (now.preemptions_total == 0, "nothing was preempted".to_owned()),
         (now.prefix_cache_hit_rate.is_none_or(|r| r < 0.05), "the prefix cache was not used".to_owned()),
         (finished.len() * 2 < load.requests, format!("only {} read to the end", finished.len())),
@@ -319,20 +318,34 @@ fn check_figures(engine: &EngineHandle, load: &Load, finished: &[Finished]) -> O
     }
 }
 
-/// Some of the finished requests again, one after the other.
-fn reproduce(engine: &EngineHandle, load: &Load, finished: &[Finished], at_least: f64) -> Outcome {
+/// Some of the finished requests again, alone, and once more: alone they are the same each time; among the others up to
+/// where rounding moved a drawn number to the next token, and with logprobs as near as rounding allows.
+fn reproduce(engine: &EngineHandle, load: &Load, finished: &[Finished], noise: Noise) -> Outcome {
     let every = (finished.len() / load.repeated.max(1)).max(1);
-    let (mut asked, mut same) = (0, 0);
+    let (mut asked, mut same, mut worst) = (0, 0, 0.0_f32);
     for before in finished.iter().step_by(every) {
-        let ask = pair_ask(before.number, load, engine.info().vocab_size);
-        let tokens = read_all(&mut engine.generate(ask.request())?, &ask)?;
-        let ids = |tokens: &[SampledToken]| tokens.iter().map(|t| t.token_id).collect::<Vec<_>>();
+        let ask = Ask::new(before.number, load, engine.info().vocab_size);
+        let alone = read_all(&mut engine.generate(ask.request())?, &ask)?;
+        if read_all(&mut engine.generate(ask.request())?, &ask)? != alone {
+            return Err(format!("request {} is another each time, alone ({:?})", before.number, ask.params).into());
+        }
+        let pairs = || alone.iter().zip(&before.tokens);
+        let common = pairs().take_while(|(a, b)| a.token_id == b.token_id).count();
+        for (a, b) in pairs().take(common).filter_map(|(a, b)| a.logprob.zip(b.logprob)) {
+            worst = worst.max((a.logprob - b.logprob).abs());
+        }
+        if worst > noise.logprob {
+            let apart = format!("logprobs {worst} apart, alone and among the others");
+            return Err(format!("request {}: {apart} ({:?})", before.number, ask.params).into());
+        }
         asked += 1;
-        same += usize::from(ids(&tokens) == ids(&before.tokens));
+        same += usize::from(common == alone.len() && common == before.tokens.len());
     }
-    println!("{same} of {asked} requests gave the same tokens alone as among the others");
-    match same as f64 >= at_least * f64::from(asked) {
+    println!("{same} of {asked} requests gave the same tokens alone as among the others; logprobs within {worst:.4}");
+    match same as f64 >= noise.same_texts * f64::from(asked) {
         true => Ok(()),
-        false => Err(format!("{same} of {asked} reproduced, at least a share of {at_least} must be").into()),
+        false => {
+            Err(format!("{same} of {asked} are the same, at least a share of {} must be", noise.same_texts).into())
+        }
     }
 }

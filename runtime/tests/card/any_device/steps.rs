@@ -69,6 +69,10 @@ pub fn sampling(params: SamplingParams, seed: u64) -> RowSampling {
     }
 }
 
+pub fn greedy() -> RowSampling {
+    sampling(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
+}
+
 pub fn random_tokens(seed: u64, len: usize, vocab: usize) -> Vec<u32> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..len).map(|_| random.u32(0..vocab as u32)).collect()

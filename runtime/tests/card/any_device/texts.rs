@@ -1,7 +1,7 @@
 //! A greedy text is the same alone, beside others, in chunks, after preemption and from the prefix cache.
 
-use super::steps::{margin, random_tokens};
-use super::{BLOCK_SIZE, Device, Failure, Lent, Model, Noise, Outcome, Sizes};
+use super::steps::{Piece, Places, batch, greedy, margin, random_tokens};
+use super::{BLOCK_SIZE, Device, Failure, Inspect, Lent, Model, Noise, Outcome, Sizes};
 use mserve_runtime::engine::{
     Engine, EngineConfig, EngineHandle, GenerateRequest, SampledToken, SamplingParams, TokenEvent, TokenStream,
 };
@@ -164,6 +164,42 @@ pub fn same_however_computed<D: Device>(device: &D, model: &Model, sizes: Sizes,
         Some(rate) if rate > 0.4 => Ok(()),
         rate => Err(format!("the prefix cache was hardly used: {rate:?}").into()),
     }
+}
+
+/// Two runs by hand with steps of the same sizes: one text, in another row and beside other texts. Nothing of its logits
+/// may change, on any device: a sum is made in one order in every row of a step.
+pub fn neighbours_change_nothing<D: Device>(device: &D, model: &Model, sequences: usize) -> Outcome {
+    let (len, more, vocab) = (33, 12, model.spec.vocab_size as usize);
+    let places = Places { sequences };
+    let sizes = Sizes {
+        max_model_len: 64,
+        max_num_seqs: sequences,
+        max_num_batched_tokens: sequences * len,
+        num_blocks: places.blocks(64),
+    };
+    let mut backend = device.load(model, sizes)?;
+    let mut run = |row: usize, others: u64| -> Result<Vec<Vec<f32>>, Failure> {
+        let text = |sequence: usize| {
+            random_tokens(if sequence == row { 0 } else { others + sequence as u64 }, len + more, vocab)
+        };
+        let texts: Vec<Vec<u32>> = (0..sequences).map(text).collect();
+        let mut found = Vec::new();
+        for (start, end) in std::iter::once((0, len)).chain((len..len + more).map(|at| (at, at + 1))) {
+            let piece = |(sequence, tokens)| Piece { sequence, tokens, start, end, sampling: Some(greedy()) };
+            let pieces: Vec<Piece<'_>> = texts.iter().map(Vec::as_slice).enumerate().map(piece).collect();
+            found.push(backend.step_and_logits(&batch(&pieces, places))?.1.swap_remove(row));
+        }
+        Ok(found)
+    };
+    let first = run(0, 100)?;
+    for row in [sequences / 2, sequences - 1] {
+        let other = run(row, 200 + row as u64)?;
+        if let Some(step) = first.iter().zip(&other).position(|(a, b)| a != b) {
+            return Err(format!("{}: of {sequences}, row {row} differs from row 0 in step {step}", model.name).into());
+        }
+    }
+    println!("{}: {sequences} side by side: the row and the others change nothing", model.name);
+    Ok(())
 }
 
 /// Equal token by token, or parted where the reference was as good as undecided; logprobs within the noise up to there.
