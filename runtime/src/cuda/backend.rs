@@ -14,6 +14,7 @@ use crate::weights::TensorSource;
 use cudarc::driver::sys;
 use mserve_planner::model::ModelSpec;
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 /// Where weights come from.
 #[derive(Clone, Copy)]
@@ -50,6 +51,7 @@ pub struct CudaBackend {
     previous_outputs: usize,
     last_block_tables: (usize, Vec<i32>),
     block_tables: Vec<i32>,
+    last_step_time: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -115,6 +117,7 @@ impl CudaBackend {
             previous_outputs: 0,
             last_block_tables: (0, Vec::new()),
             block_tables: Vec::new(),
+            last_step_time: None,
             model,
         };
         if options.graphs == GraphCapture::AtStart {
@@ -197,6 +200,7 @@ impl CudaBackend {
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);
+        self.slots[slot].begun.record(self.model.executor.device.stream())?;
         self.token_state.begin_step();
         let wanted = self.send_metadata(batch, &shape, &layout, slot)?;
         self.send_block_tables(batch, slot)?;
@@ -225,6 +229,7 @@ impl CudaBackend {
         let Some(oldest) = self.in_flight.pop_front() else { return Ok(Vec::new()) };
         let slot = &self.slots[oldest.slot];
         slot.done.wait()?;
+        self.last_step_time = Some(Duration::from_secs_f32(slot.begun.elapsed_ms(&slot.done)?.max(0.0) * 1e-3));
         Ok(slot.results(&oldest.wanted, self.model.sizes.max_num_seqs))
     }
 
@@ -440,6 +445,10 @@ impl Backend for CudaBackend {
 
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
         self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn last_step_time(&self) -> Option<Duration> {
+        self.last_step_time
     }
 }
 

@@ -20,6 +20,8 @@ pub struct StepSlot {
     pub words: PinnedMemory,
     pub block_tables: PinnedMemory,
     outputs: PinnedMemory,
+    /// Passed when the step begins.
+    pub begun: Event,
     /// Passed when the results are in `outputs`.
     pub done: Event,
 }
@@ -67,7 +69,8 @@ impl StepSlot {
             words: PinnedMemory::new(device, words * 4, "step metadata")?,
             block_tables: PinnedMemory::new(device, table_words * 4, "block tables")?,
             outputs: PinnedMemory::new(device, device_output_bytes(max_num_seqs) as usize, "step results")?,
-            done: Event::new(device, false)?,
+            begun: Event::new(device, true)?,
+            done: Event::new(device, true)?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::SamplingParams;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a backend tells the engine about itself, fixed after loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +126,11 @@ pub trait Backend: Send {
     /// As [`Self::step`].
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
         Err(self.runs_one_by_one())
+    }
+
+    /// Time that the device took for the step that [`Self::collect`] returned last; `None` from one that does not measure.
+    fn last_step_time(&self) -> Option<Duration> {
+        None
     }
 
     #[doc(hidden)]
