@@ -63,7 +63,7 @@ pub struct RowSampling {
     pub step: u64,
     /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for.
     pub prompt_token_ids: Arc<[u32]>,
-    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for.
+    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for; see [`Backend::counts_tokens`].
     pub output_token_ids: Vec<u32>,
     /// Tokens that must not be chosen now (end-of-sequence before `min_tokens`).
     pub forbidden_token_ids: Vec<u32>,
@@ -126,6 +126,13 @@ pub trait Backend: Send {
     /// As [`Self::step`].
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
         Err(self.runs_one_by_one())
+    }
+
+    /// Whether it keeps count of the tokens that it chooses. Then a row with penalties need not wait for the token before
+    /// it: [`RowSampling::output_token_ids`] is set where all of them are known (when a sequence starts, or comes back
+    /// after preemption) and empty otherwise.
+    fn counts_tokens(&self) -> bool {
+        false
     }
 
     /// Time that the device took for the step that [`Self::collect`] returned last; `None` from one that does not measure.

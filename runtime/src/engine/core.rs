@@ -245,6 +245,7 @@ impl Core {
         batch::clear(&mut flight.batch);
         flight.holds_up_next = false;
         let block_size = self.shared.info.block_size;
+        let needs_output = self.pipeline.needs_output();
         for row in &flight.plan.rows {
             let Some(sequence) = self.scheduler.sequence(row.id) else { continue };
             let wants_output = row.context_len == sequence.token_ids.len();
@@ -253,9 +254,9 @@ impl Core {
                 Task::Encode(_) => None,
             });
             let sampling = sampling.map(|(mut sampling, generation)| {
-                if wants_output && generation.penalizes_output() {
+                if wants_output && generation.penalizes_output() && (needs_output || sequence.num_pending == 0) {
                     sampling.output_token_ids = generation.lend_output();
-                    flight.holds_up_next = true;
+                    flight.holds_up_next |= needs_output;
                 }
                 sampling
             });
@@ -269,6 +270,8 @@ impl Core {
             if let Some(ActiveRequest { task: Task::Generate(generation), .. }) = self.requests.get_mut(&row.id)
                 && generation.penalizes_output()
                 && let Some(sampling) = sequence.sampling.take()
+                // Empty: nothing was lent, and the step behind may have given back some already.
+                && !sampling.output_token_ids.is_empty()
             {
                 generation.return_output(sampling.output_token_ids);
             }

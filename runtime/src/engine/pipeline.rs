@@ -25,6 +25,7 @@ pub struct Flight {
 pub struct Pipeline {
     backend: Box<dyn Backend>,
     depth: usize,
+    counts_tokens: bool,
     flights: VecDeque<Flight>,
     spare: Vec<Flight>,
     /// In all that [`Self::collect`] was waited for.
@@ -34,7 +35,8 @@ pub struct Pipeline {
 impl Pipeline {
     pub fn new(backend: Box<dyn Backend>) -> Self {
         let depth = backend.max_steps_in_flight().clamp(1, MAX_DEPTH);
-        Self { backend, depth, flights: VecDeque::new(), spare: Vec::new(), waited: Duration::ZERO }
+        let counts_tokens = backend.counts_tokens();
+        Self { backend, depth, counts_tokens, flights: VecDeque::new(), spare: Vec::new(), waited: Duration::ZERO }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -48,6 +50,11 @@ impl Pipeline {
     /// Whether a step may be planned now.
     pub fn is_open(&self) -> bool {
         !self.is_full() && !self.flights.iter().any(|flight| flight.holds_up_next)
+    }
+
+    /// Whether the device needs the tokens so far of a row with penalties in every step.
+    pub fn needs_output(&self) -> bool {
+        !self.counts_tokens
     }
 
     pub fn waited(&self) -> Duration {
