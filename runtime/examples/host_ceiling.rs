@@ -163,7 +163,12 @@ fn main() {
     match args[0].as_str() {
         "engine" => {
             let step = Duration::from_micros(number(4, 0));
-            runtime.block_on(engine_alone(number(1, 256) as usize, number(2, 1024) as usize, number(3, 512) as usize, step));
+            runtime.block_on(engine_alone(
+                number(1, 256) as usize,
+                number(2, 1024) as usize,
+                number(3, 512) as usize,
+                step,
+            ));
         }
         "serve" => {
             let step = Duration::from_micros(number(3, 0));

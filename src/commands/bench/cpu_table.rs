@@ -45,12 +45,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Report> {
 ///
 /// # Errors
 /// They are longer than the model's context.
-pub fn options(
-    args: &BenchArgs,
-    spec: &ModelSpec,
-    work: Workload,
-    sequences: usize,
-) -> Result<CpuOptions, Failure> {
+pub fn options(args: &BenchArgs, spec: &ModelSpec, work: Workload, sequences: usize) -> Result<CpuOptions, Failure> {
     let tokens = work.prompt_len + work.output_len;
     check_context(spec, tokens)?;
     let defaults = CpuOptions::default();

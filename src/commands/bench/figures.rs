@@ -92,7 +92,9 @@ impl Figures {
             output_throughput: per_second(total_output_tokens),
             total_token_throughput: per_second(total_input_tokens + total_output_tokens),
             ttft_ms: Percentiles::of(answered.iter().map(|a| ms(a.first())).collect()),
-            tpot_ms: Percentiles::of(several.map(|a| ms(a.last() - a.first()) / (a.output_tokens - 1) as f64).collect()),
+            tpot_ms: Percentiles::of(
+                several.map(|a| ms(a.last() - a.first()) / (a.output_tokens - 1) as f64).collect(),
+            ),
             itl_ms: Percentiles::of(gaps.collect()),
             e2el_ms: Percentiles::of(answered.iter().map(|a| ms(a.last())).collect()),
         }
@@ -110,12 +112,8 @@ impl fmt::Display for Figures {
         writeln!(f, "Output token throughput (tok/s):  {:>12.1}", self.output_throughput)?;
         writeln!(f, "Total token throughput (tok/s):   {:>12.1}", self.total_token_throughput)?;
         writeln!(f, "ms           mean       p50       p90       p99       max")?;
-        for (name, p) in [
-            ("TTFT", self.ttft_ms),
-            ("TPOT", self.tpot_ms),
-            ("ITL", self.itl_ms),
-            ("E2EL", self.e2el_ms),
-        ] {
+        for (name, p) in [("TTFT", self.ttft_ms), ("TPOT", self.tpot_ms), ("ITL", self.itl_ms), ("E2EL", self.e2el_ms)]
+        {
             writeln!(f, "{name:<7} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", p.mean, p.p50, p.p90, p.p99, p.max)?;
         }
         Ok(())

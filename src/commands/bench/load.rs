@@ -87,7 +87,8 @@ async fn load(options: &LoadOptions) -> anyhow::Result<LoadReport> {
             Err(error) => *errors.entry(error).or_insert(0) += 1,
         }
     }
-    let share = |(before, after): (EngineLoad, EngineLoad)| super::engine_share::EngineShare::new(&before, &after, wall);
+    let share =
+        |(before, after): (EngineLoad, EngineLoad)| super::engine_share::EngineShare::new(&before, &after, wall);
     Ok(LoadReport {
         url: options.url.clone(),
         model,

@@ -130,12 +130,7 @@ fn start(loaded: Loaded, num_prompts: usize) -> anyhow::Result<EngineHandle> {
     Engine::start(loaded.backend, config).map_err(|error| Failure::usage(error.to_string()).into())
 }
 
-async fn requests(
-    engine: &EngineHandle,
-    args: &BenchArgs,
-    work: Workload,
-    count: usize,
-) -> anyhow::Result<Figures> {
+async fn requests(engine: &EngineHandle, args: &BenchArgs, work: Workload, count: usize) -> anyhow::Result<Figures> {
     let params = Arc::new(SamplingParams {
         temperature: 0.0,
         max_tokens: work.output_len,

@@ -163,7 +163,10 @@ impl ToyBackend {
             let sampling = sequence.sampling.as_ref().filter(|_| sequence.wants_output);
             sampling.is_some_and(|s| s.params.presence_penalty != 0.0 && s.output_token_ids.len() as u64 != s.step)
         };
-        assert!(self.counts.is_some() || !batch.sequences.iter().any(needs_all), "a penalty without the tokens that it is for");
+        assert!(
+            self.counts.is_some() || !batch.sequences.iter().any(needs_all),
+            "a penalty without the tokens that it is for"
+        );
     }
 
     fn note(&self, batch: &StepBatch) {
@@ -235,11 +238,9 @@ impl Backend for ToyBackend {
         let rows: Vec<_> = wanted.map(|sequence| (logits(&self.context(batch, sequence)), sequence)).collect();
         Ok(rows
             .into_iter()
-            .map(|(mut row, sequence)| {
-                match (self.kind, &sequence.sampling) {
-                    (ToyKind::Generate, Some(sampling)) => RowOutput::Token(choose(&mut row, sampling, &mut self.counts)),
-                    _ => RowOutput::Vector(row),
-                }
+            .map(|(mut row, sequence)| match (self.kind, &sequence.sampling) {
+                (ToyKind::Generate, Some(sampling)) => RowOutput::Token(choose(&mut row, sampling, &mut self.counts)),
+                _ => RowOutput::Vector(row),
             })
             .collect())
     }

@@ -89,7 +89,8 @@ impl Client {
         while let Some(piece) = response.chunk().await.map_err(chain)? {
             let now = sent.elapsed();
             let mut failed = None;
-            let read = reader.push(&piece, |data| failed = answer.take(Event::parse(data), now).err().or(failed.take()));
+            let read =
+                reader.push(&piece, |data| failed = answer.take(Event::parse(data), now).err().or(failed.take()));
             read.map_err(|error| error.to_string())?;
             if let Some(error) = failed {
                 return Err(error);
