@@ -2,6 +2,7 @@
 //! wrong block or a lost token gives another text.
 
 use mserve_runtime::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
+use mserve_runtime::worker::FailureKind;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
@@ -166,7 +167,7 @@ impl ToyBackend {
     }
 
     fn error(&self, what: &str, fatal: bool) -> BackendError {
-        BackendError { device: self.info.device.clone(), what: what.to_owned(), fatal }
+        BackendError { device: self.info.device.clone(), what: what.to_owned(), fatal, kind: FailureKind::Device }
     }
 }
 
