@@ -11,7 +11,7 @@ mod buckets;
 mod budget;
 mod clock;
 pub mod compile;
-mod cubin;
+pub mod cubin;
 mod cubin_cache;
 pub mod device;
 mod error;
