@@ -41,6 +41,6 @@ mod weights;
 
 pub use backend::{CudaBackend, WeightOrigin};
 pub use error::{CardHolder, CudaError, MemoryTerm};
-pub use libraries::{Library, LibraryReport, Missing, report};
+pub use libraries::{Library, LibraryReport, Missing, driver_speaks, report};
 pub use load::check_model;
 pub use options::{CudaOptions, GraphCapture};
