@@ -1,6 +1,7 @@
 //! The narrow waist: all that the engine and a device know of each other.
 
 use super::SamplingParams;
+use crate::worker::FailureKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,6 +130,15 @@ pub trait Backend: Send {
         Err(self.runs_one_by_one())
     }
 
+    /// Do a few milliseconds of work that can wait. Called while no step is under way and no request waits; true: there
+    /// is more of it.
+    ///
+    /// # Errors
+    /// A fatal one ends the engine; after any other it is not called again.
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     /// Whether it keeps count of the tokens that it chooses. Then a row with penalties need not wait for the token before
     /// it: [`RowSampling::output_token_ids`] is set where all of them are known (when a sequence starts, or comes back
     /// after preemption) and empty otherwise.
@@ -144,7 +154,7 @@ pub trait Backend: Send {
     #[doc(hidden)]
     fn runs_one_by_one(&self) -> BackendError {
         let what = "this backend runs one step at a time".to_owned();
-        BackendError { device: self.info().device.clone(), what, fatal: false }
+        BackendError { device: self.info().device.clone(), what, fatal: false, kind: FailureKind::Internal }
     }
 }
 
@@ -155,4 +165,6 @@ pub struct BackendError {
     pub what: String,
     /// The device is unusable from here on.
     pub fatal: bool,
+    /// What it means for the process when it is fatal.
+    pub kind: FailureKind,
 }
