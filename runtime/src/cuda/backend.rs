@@ -2,13 +2,13 @@ use super::buckets::bucket_for;
 use super::executor::PrefillChunks;
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
-use super::load::{LoadedModel, MAX_BIAS_ENTRIES, load};
+use super::load::{LoadedModel, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
-use crate::cpu::validate::{self, StepLimits};
+use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, RowSampling, StepBatch};
 use crate::weights::TensorSource;
 use cudarc::driver::sys;
@@ -86,8 +86,8 @@ impl CudaBackend {
         let slot_sizes = SlotSizes {
             metadata_words: sizes.metadata_words(),
             table_words: sizes.max_num_seqs * sizes.max_blocks,
-            list_words: 2 * sizes.max_model_len + MAX_BIAS_ENTRIES,
-            bias_entries: MAX_BIAS_ENTRIES,
+            list_words: 2 * sizes.max_model_len + sizes.bias_entries(),
+            bias_entries: sizes.bias_entries(),
             max_num_seqs: sizes.max_num_seqs,
         };
         let slots = (0..SLOTS).map(|_| StepSlot::new(&device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
@@ -245,7 +245,7 @@ impl CudaBackend {
         let refuse = |value: String| Err(CudaError::Option { option: "step", value, must: "one that fits".to_owned() });
         let (max_num_batched_tokens, previous_outputs) = (sizes.max_num_batched_tokens, self.previous_outputs);
         let limits = StepLimits { max_num_batched_tokens, cached: true, previous_outputs };
-        if let Err(what) = validate::check(batch, &self.info, limits) {
+        if let Err(what) = step_check::check(batch, &self.info, limits) {
             return refuse(what);
         }
         if batch.sequences.len() > sizes.max_num_seqs {
@@ -312,8 +312,9 @@ impl CudaBackend {
         let begin = self.bias.len();
         self.bias.extend(&params.logit_bias);
         self.bias.extend(sampling.forbidden_token_ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
-        if self.bias.len() > MAX_BIAS_ENTRIES {
-            let (value, must) = (self.bias.len().to_string(), format!("at most {MAX_BIAS_ENTRIES} in a step"));
+        let most = self.model.sizes.bias_entries();
+        if self.bias.len() > most {
+            let (value, must) = (self.bias.len().to_string(), format!("at most {most} in a step"));
             return Err(CudaError::Option { option: "logit_bias", value, must });
         }
         let listed: Vec<u32> = self.bias[begin..].iter().map(|b| b.0).collect();
@@ -391,7 +392,7 @@ impl CudaBackend {
             *token = bias.0.to_le_bytes();
             *value = bias.1.to_le_bytes();
         }
-        // SAFETY: either range has room for MAX_BIAS_ENTRIES, which `sample_row` keeps to; the slot's memory is not written
+        // SAFETY: either range has room for `bias_entries`, which `sample_row` keeps to; the slot's memory is not written
         // before its step was collected.
         unsafe {
             host.copy_part_to(0..count * 4, surfaces.bias_tokens, stream)?;

@@ -61,7 +61,8 @@ pub struct RowSampling {
     pub seed: u64,
     /// Tokens generated so far.
     pub step: u64,
-    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for.
+    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for. One allocation a sequence, which
+    /// lives as long as the sequence: a device that keeps something of a sequence knows it by this address.
     pub prompt_token_ids: Arc<[u32]>,
     /// Tokens generated so far, for the penalties. Empty when no penalty is asked for; see [`Backend::counts_tokens`].
     pub output_token_ids: Vec<u32>,
