@@ -12,6 +12,7 @@ mod check_attention;
 mod numbers;
 mod time;
 mod time_attention;
+mod time_layer;
 mod time_products;
 
 use card::{Card, Outcome};
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 9] {
+fn sections() -> [(&'static str, Section); 10] {
     [
         ("check rows", check::rows),
         ("check products", check::products),
@@ -63,6 +64,7 @@ fn sections() -> [(&'static str, Section); 9] {
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
         ("time decode", time_attention::decode),
+        ("time layer", time_layer::all),
         ("time products", time_products::all),
         ("time rows", time::rows),
         ("time sample", time::sample),

@@ -1,9 +1,9 @@
 //! Rates of the attention kernels.
 
-use super::card::{Card, Failure, Outcome, int, launch, pointer, pointer_at};
+use super::card::{Card, Failure, Outcome, int, launch, pointer, pointer_at, prefill_launch};
 use super::numbers::Random;
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape, line};
-use mserve_runtime::cuda::kernels;
+use mserve_runtime::cuda::kernels::{self, Prefill};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
 
@@ -103,7 +103,7 @@ pub fn prefill(card: &Card) -> Outcome {
 }
 
 fn one_prefill(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize, length: usize) -> Outcome {
-    let (hd, capability) = (shape.head_dim, card.device.compute_capability);
+    let (hd, compute_capability) = (shape.head_dim, card.device.compute_capability);
     let stride = (shape.heads + 2 * shape.kv_heads) * hd;
     let blocks = sequences * length.div_ceil(16);
     let layer = blocks * shape.kv_heads * 16 * hd * 2;
@@ -112,29 +112,37 @@ fn one_prefill(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usiz
     let lengths = card.upload(&vec![length as i32; sequences])?;
     let q = card.random(sequences * length * stride * 2)?;
     let out = card.poisoned(sequences * length * shape.heads * hd * 2)?;
-    let args = [
-        pointer(&q),
-        int(stride),
-        pointer(cache),
-        pointer_at(cache, layer),
-        pointer(&start),
-        pointer(&lengths),
-        pointer(&table),
-        pointer(&out),
-        int(length.div_ceil(16)),
-        int(0),
-        int(sequences),
-        int(shape.kv_heads),
-        Arg::Float(1.0 / (hd as f32).sqrt()),
-        Arg::Float(0.0),
-        int(0),
-    ];
-    let tiles = kernels::prefill_tiles(std::iter::repeat_n(length as u32, sequences));
-    let plain = kernels::attn_prefill(tiles, shape.heads as u32, hd as u32, capability);
-    let fastest = kernels::prefill(tiles, shape.heads as u32, hd as u32, capability);
+    let args = |tiles: u32| {
+        [
+            pointer(&q),
+            int(stride),
+            pointer(cache),
+            pointer_at(cache, layer),
+            pointer(&start),
+            pointer(&lengths),
+            pointer(&table),
+            pointer(&out),
+            int(length.div_ceil(16)),
+            int(0),
+            int(sequences),
+            int(shape.kv_heads),
+            Arg::Float(1.0 / (hd as f32).sqrt()),
+            Arg::Float(0.0),
+            int(0),
+            int(shape.heads),
+            int(tiles as usize),
+        ]
+    };
+    let fastest = Prefill::new(hd as u32, compute_capability, card.device.multiprocessors);
     let mut figures = vec![];
-    for (entry, geometry) in [("attn_prefill", plain), fastest] {
-        let us = card.time(4, |_| launch(card.kernel(entry, hd as u32)?, geometry, &args))?;
+    for prefill in [Prefill::WarpProducts { compute_capability }, fastest] {
+        let (tiles, geometry) =
+            prefill_launch(prefill, &vec![length as u32; sequences], 0, shape.heads as u32, hd as u32);
+        let entry = prefill.entry();
+        if std::env::var_os("WGMMA_ONLY").is_some() && prefill != fastest {
+            continue;
+        }
+        let us = card.time(4, |_| launch(card.kernel(entry, hd as u32)?, geometry, &args(tiles)))?;
         figures.push((entry, us));
     }
     let pairs = sequences as f64 * (length as f64 * (length as f64 + 1.0) / 2.0);

@@ -271,8 +271,8 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            let capability = self.device.compute_capability;
-            let (_, geometry) = kernels::prefill(step.prefill.tiles, heads.heads, heads.head_dim, capability);
+            args.extend([Arg::Int(heads.heads as i32), Arg::Int(step.prefill.tiles as i32)]);
+            let geometry = attention.prefill_shape.geometry(step.prefill.tiles, heads.heads, heads.head_dim);
             // SAFETY: as above.
             unsafe { attention.prefill.launch(&geometry, &args)? };
         }

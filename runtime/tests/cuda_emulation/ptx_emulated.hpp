@@ -93,10 +93,7 @@ inline void copy_async_commit() { emu::fibers[emu::current].groups.emplace_back(
 template <int PENDING> inline void copy_async_wait() {
   auto& groups = emu::fibers[emu::current].groups;
   while (groups.size() > PENDING + 1) {
-    for (const auto& c : groups.front()) {
-      if (c.valid) std::memcpy((void*)c.to, c.from, 16);
-      else std::memset((void*)c.to, 0, 16);
-    }
+    for (const auto& c : groups.front()) emu::land(c);
     groups.erase(groups.begin());
   }
 }

@@ -11,6 +11,33 @@ template <size_t T> inline void wgmma_settle(float (&)[T][4]) {}
 template <int PENDING> inline void wgmma_wait() { __syncwarp(); }
 inline void publish_shared() {}
 
+// A barrier in shared memory: who is still to arrive, of how many, and the phases that have ended.
+struct SharedBarrier { u16 pending, count; u32 phases; };
+inline SharedBarrier& shared_barrier(smem_t at) { return *(SharedBarrier*)at; }
+inline void barrier_init(smem_t at, u32 count) { shared_barrier(at) = {u16(count), u16(count), 0}; }
+inline void barrier_arrive(smem_t at) {
+  SharedBarrier& b = shared_barrier(at);
+  if (--b.pending == 0) b.pending = b.count, b.phases++;
+}
+// The copies land, and the barrier hears of it, at some later time.
+inline void barrier_arrive_after_copies(smem_t at) {
+  auto& groups = emu::fibers[emu::current].groups;
+  std::vector<emu::Copy> copies;
+  for (auto& g : groups) copies.insert(copies.end(), g.begin(), g.end());
+  groups.assign(1, {});
+  emu::landings.push_back([copies, at] {
+    for (const auto& c : copies) emu::land(c);
+    barrier_arrive(at);
+  });
+}
+inline void barrier_wait(smem_t at, u32 parity) {
+  while ((shared_barrier(at).phases & 1) == parity) emu::yield();
+}
+inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[id], threads); }
+inline void named_arrive(int id, int threads) { emu::arrive(emu::named_barriers[id], threads); }
+template <int N> inline void fewer_registers() {}
+template <int N> inline void more_registers() {}
+
 inline float swizzled_element(smem_t linear) {
   const smem_t at = linear ^ ((linear >> 7 & 7) << 4);
   check_shared(at, 2);

@@ -72,21 +72,46 @@ pub fn prefill_tiles(query_lens: impl IntoIterator<Item = u32>) -> u32 {
     query_lens.into_iter().map(|rows| rows.div_ceil(PREFILL_ROWS)).sum()
 }
 
-/// `tiles` from [`prefill_tiles`]; more do no harm.
-pub fn attn_prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> Geometry {
-    let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
-    Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+/// The prefill attention of a card: its entry, and how to launch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefill {
+    /// Any card.
+    WarpProducts { compute_capability: (i32, i32) },
+    /// Hopper's warpgroup products; a grid of as many blocks as there are multiprocessors takes one item after another.
+    WarpgroupProducts { multiprocessors: u32 },
 }
 
-/// The fastest prefill attention for a card and its launch; `tiles` from [`prefill_tiles`], more do no harm. Both kernels
-/// take the same arguments.
-pub fn prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> (&'static str, Geometry) {
-    if compute_capability.0 != 9 || !matches!(head_dim, 64 | 128) {
-        return ("attn_prefill", attn_prefill(tiles, heads, head_dim, compute_capability));
+impl Prefill {
+    /// The fastest for a card. Both kernels take the same arguments.
+    pub fn new(head_dim: u32, compute_capability: (i32, i32), multiprocessors: u32) -> Self {
+        match (compute_capability.0, head_dim) {
+            (9, 64 | 128) => Self::WarpgroupProducts { multiprocessors },
+            _ => Self::WarpProducts { compute_capability },
+        }
     }
-    // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
-    let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
-    ("attn_prefill_wgmma", Geometry { shared_bytes, ..plain([heads, tiles, 1], 256) })
+
+    pub const fn entry(self) -> &'static str {
+        match self {
+            Self::WarpProducts { .. } => "attn_prefill",
+            Self::WarpgroupProducts { .. } => "attn_prefill_wgmma",
+        }
+    }
+
+    /// `tiles` from [`prefill_tiles`]; more do no harm.
+    pub fn geometry(self, tiles: u32, heads: u32, head_dim: u32) -> Geometry {
+        match self {
+            Self::WarpProducts { compute_capability } => {
+                let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
+                Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+            }
+            Self::WarpgroupProducts { multiprocessors } => {
+                // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
+                let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
+                let blocks = (heads * tiles).min(multiprocessors);
+                Geometry { shared_bytes, ..plain([blocks, 1, 1], 384) }
+            }
+        }
+    }
 }
 
 pub fn sample(rows: u32) -> Geometry {
@@ -183,13 +208,18 @@ mod tests {
     #[test]
     fn prefill_counts_ragged_tiles_and_fits_a_block() {
         assert_eq!(prefill_tiles([1, 128, 129, 0]), 4);
-        let hopper = attn_prefill(4, 32, 128, (9, 0));
+        let hopper = Prefill::WarpProducts { compute_capability: (9, 0) }.geometry(4, 32, 128);
         assert_eq!((hopper.grid, hopper.shared_bytes), ([32, 4, 1], 104_448));
-        let (entry, wgmma) = prefill(4, 32, 128, (9, 0));
-        assert_eq!((entry, wgmma.block, wgmma.shared_bytes), ("attn_prefill_wgmma", 256, 164_864));
-        assert_eq!(prefill(4, 32, 96, (9, 0)).0, "attn_prefill");
-        assert_eq!(prefill(4, 32, 128, (8, 0)), ("attn_prefill", attn_prefill(4, 32, 128, (8, 0))));
-        assert!(attn_prefill(4, 32, 128, (8, 9)).shared_bytes <= 99 << 10);
+        let wgmma = Prefill::new(128, (9, 0), 132);
+        assert_eq!((wgmma.entry(), wgmma.geometry(4, 32, 128).grid), ("attn_prefill_wgmma", [128, 1, 1]));
+        assert_eq!(
+            (wgmma.geometry(40, 32, 128).grid, wgmma.geometry(40, 32, 128).shared_bytes),
+            ([132, 1, 1], 164_864)
+        );
+        assert_eq!(Prefill::new(96, (9, 0), 132).entry(), "attn_prefill");
+        let ada = Prefill::new(128, (8, 9), 128);
+        assert_eq!(ada.entry(), "attn_prefill");
+        assert!(ada.geometry(4, 32, 128).shared_bytes <= 99 << 10);
     }
 
     #[test]
