@@ -101,7 +101,15 @@ impl Layer<'_> {
         let geometry = kernels::rms_norm(self.rows as u32, width as u32).ok_or("too wide")?;
         let us = self.card.time(8, |i| {
             let (x, y) = (&self.buffers[i % 2 * 2], &self.buffers[i % 2 * 2 + 1]);
-            let args = [pointer(x), pointer(&self.weights), pointer(y), int(width), Arg::Float(1e-5), Arg::Float(0.0)];
+            let args = [
+                pointer(x),
+                pointer(&self.weights),
+                pointer(y),
+                int(self.rows),
+                int(width),
+                Arg::Float(1e-5),
+                Arg::Float(0.0),
+            ];
             self.card.run("rms_norm", 0, geometry, &args)
         })?;
         self.report("rms_norm", us, 0.0, (self.rows * width * 4) as f64, times);

@@ -11,6 +11,8 @@ const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396)
 /// More splits than this only make the combination longer.
 const SPLITS_MAX: u32 = 48;
 const WARP: u32 = 32;
+/// From here on a row is work enough for a warp.
+const MANY_ROWS: u32 = 1024;
 
 const fn plain(grid: [u32; 3], block: u32) -> Geometry {
     Geometry { grid, block, shared_bytes: 0, overlap: true }
@@ -31,13 +33,19 @@ pub fn gather(rows: u32, width: u32) -> Geometry {
 
 /// `rms_norm`, `rms_norm_add`, `add_rms_norm`. `None` when the row does not fit a block's registers.
 pub fn rms_norm(rows: u32, width: u32) -> Option<Geometry> {
+    if rows >= MANY_ROWS && width <= 1024 {
+        return Some(plain([rows.div_ceil(4), 1, 1], 4 * WARP)); // a warp for each row
+    }
     // Few rows: one vector a thread, for latency. Many: two, so that more rows are under way.
     let vectors_per_thread = if rows >= 256 && width >= 2_048 { 2 } else { 1 };
     (width <= NORM_WIDTH_MAX).then(|| plain([rows, 1, 1], row_threads(width.div_ceil(vectors_per_thread), 32, 1024)))
 }
 
-/// `qk_norm_rope_kv_write`: a warp for four heads.
+/// `qk_norm_rope_kv_write`: a warp for four heads, or of many tokens for each.
 pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
+    if tokens >= MANY_ROWS && heads + 2 * kv_heads > 4 {
+        return plain([tokens.div_ceil(4), 1, 1], 128);
+    }
     plain([(tokens * (heads + 2 * kv_heads)).div_ceil(16), 1, 1], 128)
 }
 
@@ -182,9 +190,10 @@ mod tests {
     #[test]
     fn norms_hold_a_row_in_registers() {
         for width in [8, 896, 4096, 16_384, NORM_WIDTH_MAX] {
-            for rows in [1, 4096] {
+            for rows in [1, 256, 4096] {
                 let Some(geometry) = rms_norm(rows, width) else { panic!("{width}") };
-                assert!(geometry.block * 8 * 4 >= width, "{width}");
+                let threads_a_row = geometry.block * geometry.grid[0] / rows;
+                assert!(threads_a_row * 8 * 4 >= width, "{width}");
                 assert!(geometry.block.is_multiple_of(32) && geometry.block <= 1024);
             }
         }
@@ -235,6 +244,7 @@ mod tests {
     #[test]
     fn grids_cover_their_work() {
         assert_eq!(rope(3, 32, 8).grid, [9, 1, 1]);
+        assert_eq!((rope(8191, 32, 8).grid, rms_norm(8191, 896).map(|g| g.grid)), ([2048, 1, 1], Some([2048, 1, 1])));
         assert_eq!((gated_act(7, 14_336).grid, gated_act(7, 14_336).block), ([7, 7, 1], 256));
         assert_eq!(embed(5, 896).block, 128);
         assert_eq!(gather(2, 8).block, 32);
