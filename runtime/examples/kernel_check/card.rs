@@ -7,6 +7,7 @@ use mserve_runtime::cuda::graph::Graph;
 use mserve_runtime::cuda::kernels::{self, Geometry, Prefill};
 use mserve_runtime::cuda::memory::{DeviceMemory, Event};
 use mserve_runtime::cuda::module::{Arg, Kernel, Module};
+use mserve_runtime::cuda::tensor_map::{TENSOR_MAP_BYTES, tensor_map};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +21,14 @@ pub struct Card {
     started: String,
 }
 
-/// Most dynamic shared memory that any launch here asks for.
-const SHARED_BYTES: u32 = 226 << 10;
+/// Most dynamic shared memory that launches of an entry may ask for here.
+fn most_shared_bytes(entry: &str) -> u32 {
+    match entry {
+        "attn_decode" => 200 << 10,
+        "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
+        _ => 0,
+    }
+}
 
 impl Card {
     pub fn open() -> Result<Self, Failure> {
@@ -44,7 +51,7 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let shared = if entry.starts_with("attn_prefill") { SHARED_BYTES } else { 0 };
+                    let shared = most_shared_bytes(entry);
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }
             }
@@ -146,6 +153,40 @@ fn variant(source: &mut KernelSource) {
     if let Ok(body) = std::fs::read_to_string(Path::new(&directory).join(file)) {
         source.text = format!("{before}{marker}{file}\"\n{body}");
     }
+}
+
+/// What a prefill kernel takes for the caches of keys and values, `bytes` each: them, or the maps of them.
+pub struct Caches {
+    args: [Arg; 2],
+    _maps: Option<DeviceMemory>,
+}
+
+impl Caches {
+    pub fn new(card: &Card, at: [u64; 2], bytes: usize, head_dim: usize, prefill: Prefill) -> Result<Self, Failure> {
+        let raw = std::env::var_os("PREFILL_CACHES_RAW").is_some();
+        if raw || !matches!(prefill, Prefill::WarpgroupProducts { .. }) {
+            return Ok(Self { args: at.map(Arg::Pointer), _maps: None });
+        }
+        let memory = card.poisoned(2 * TENSOR_MAP_BYTES)?;
+        for (base, place) in at.into_iter().zip([0, TENSOR_MAP_BYTES as u64]) {
+            let map = tensor_map(&card.device, base, (bytes / 2 / head_dim) as u64, head_dim as u32)?;
+            memory.write(place, &map)?;
+        }
+        let args = [memory.pointer(), memory.pointer() + TENSOR_MAP_BYTES as u64].map(Arg::Pointer);
+        Ok(Self { args, _maps: Some(memory) })
+    }
+
+    /// `args` with these in place of the two after the first two.
+    pub fn within(&self, mut args: Vec<Arg>) -> Vec<Arg> {
+        args[2..4].copy_from_slice(&self.args);
+        args
+    }
+}
+
+/// DECODE_SHARED_BYTES: what a variant of the decode attention needs.
+pub fn decode_variant(geometry: Geometry) -> Geometry {
+    let asked = std::env::var("DECODE_SHARED_BYTES").ok().and_then(|w| w.parse().ok());
+    Geometry { shared_bytes: asked.unwrap_or(geometry.shared_bytes), ..geometry }
 }
 
 /// What a variant of the warpgroup prefill needs beside its source: PREFILL_GEOMETRY="threads shared_bytes rows".

@@ -1,6 +1,6 @@
 //! Paged attention on the card against the plain sum.
 
-use super::card::{Card, Failure, Outcome, int, pointer, prefill_launch};
+use super::card::{Caches, Card, Failure, Outcome, decode_variant, int, pointer, prefill_launch};
 use super::numbers::{BF16_BOUND, Random, close};
 use half::bf16;
 use mserve_runtime::cuda::kernels::{self, Prefill};
@@ -135,8 +135,9 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             Arg::Float(case.softcap),
             int(case.window),
         ];
-        let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
-        card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
+        let geometry =
+            kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, case.head_dim as u32, splits as u32);
+        card.run("attn_decode", case.head_dim as u32, decode_variant(geometry), &args)?;
         if splits > 1 {
             let args = [
                 pointer(&partial),
@@ -223,7 +224,9 @@ fn prefill(card: &Card, case: &Case) -> Outcome {
         let (tiles, geometry) = prefill_launch(prefill, &lens, 2, heads as u32, head_dim);
         let entry = prefill.entry();
         out.fill(0xff)?;
-        card.run(entry, head_dim, geometry, &args(tiles))?;
+        let at = [on.keys.pointer(), on.values.pointer()];
+        let caches = Caches::new(card, at, cache.keys.len() * 2, case.head_dim, prefill)?;
+        card.run(entry, head_dim, geometry, &caches.within(args(tiles).to_vec()))?;
         let got = card.bf16s(&out, total * heads * case.head_dim)?;
         if !got[..heads * case.head_dim].iter().all(|v| v.is_nan()) {
             return Err("prefill wrote the row of a decode sequence".into());

@@ -1,6 +1,6 @@
 //! Rates of the attention kernels.
 
-use super::card::{Card, Failure, Outcome, int, launch, pointer, pointer_at, prefill_launch};
+use super::card::{Caches, Card, Failure, Outcome, decode_variant, int, launch, pointer, pointer_at, prefill_launch};
 use super::numbers::Random;
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape, line};
 use mserve_runtime::cuda::kernels::{self, Prefill};
@@ -19,7 +19,7 @@ pub fn decode(card: &Card) -> Outcome {
     let cache = card.random(CACHE_BYTES)?;
     for shape in &SHAPES {
         for context in [1024, 8192] {
-            for sequences in [1, 8, 32, 64, 128, 256] {
+            for sequences in [1, 8, 32, 64, 128, 256, 512] {
                 if context == 8192 && sequences > 32 {
                     continue;
                 }
@@ -46,7 +46,9 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
     let out = card.poisoned(sequences * shape.heads * hd * 2)?;
     let standard = kernels::splits(sequences as u32, shape.kv_heads as u32, hd as u32, 131_072) as usize;
     let mut tried = vec![standard];
-    tried.extend([1, 2, 4, 8].into_iter().filter(|&s| s != standard && sequences * shape.kv_heads * s <= 2048));
+    tried.extend(
+        [1, 2, 3, 4, 5, 6, 8, 16].into_iter().filter(|&s| s != standard && sequences * shape.kv_heads * s <= 2048),
+    );
     let mut figures = vec![];
     for splits in tried {
         let partial = card.poisoned(sequences * shape.heads * splits * hd * 4)?;
@@ -70,7 +72,7 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
                 int(0),
             ];
             let (s, h, kv) = (sequences as u32, shape.heads as u32, shape.kv_heads as u32);
-            let geometry = kernels::attn_decode(s, h, kv, splits as u32);
+            let geometry = decode_variant(kernels::attn_decode(s, h, kv, hd as u32, splits as u32));
             card.run("attn_decode", hd as u32, geometry, &args)?;
             if splits == 1 {
                 return Ok(());
@@ -142,7 +144,10 @@ fn one_prefill(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usiz
         if std::env::var_os("WGMMA_ONLY").is_some() && prefill != fastest {
             continue;
         }
-        let us = card.time(4, |_| launch(card.kernel(entry, hd as u32)?, geometry, &args(tiles)))?;
+        let at = [cache.pointer(), cache.pointer() + layer as u64];
+        let caches = Caches::new(card, at, layer, hd, prefill)?;
+        let args = caches.within(args(tiles).to_vec());
+        let us = card.time(4, |_| launch(card.kernel(entry, hd as u32)?, geometry, &args))?;
         figures.push((entry, us));
     }
     let pairs = sequences as f64 * (length as f64 * (length as f64 + 1.0) / 2.0);

@@ -1,7 +1,7 @@
 //! Each op of a prefill step's layer by itself, beside its bound: where such a step loses time, and which of cuBLASLt's
 //! algorithms its products deserve.
 
-use super::card::{Card, Failure, NULL, Outcome, int, pointer};
+use super::card::{Caches, Card, Failure, NULL, Outcome, int, pointer};
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape};
 use mserve_runtime::cuda::gemm::{GemmOperands, GemmShape};
 use mserve_runtime::cuda::kernels::{self, Prefill, Products};
@@ -167,8 +167,10 @@ impl Layer<'_> {
         let tiles = kernels::prefill_tiles(std::iter::repeat_n(PROMPT as u32, sequences));
         let (capability, processors) = (self.card.device.compute_capability, self.card.device.multiprocessors);
         let prefill = Prefill::new(hd as u32, capability, processors);
+        let at = [self.buffers[1].pointer(), self.buffers[2].pointer()];
+        let caches = Caches::new(self.card, at, self.rows * s.kv_heads * hd * 2, hd, prefill)?;
         let us = self.card.time(4, |_| {
-            let args = [
+            let args = vec![
                 pointer(&self.buffers[0]),
                 int((s.heads + 2 * s.kv_heads) * hd),
                 pointer(&self.buffers[1]),
@@ -187,7 +189,12 @@ impl Layer<'_> {
                 int(s.heads),
                 int(tiles as usize),
             ];
-            self.card.run(prefill.entry(), hd as u32, prefill.geometry(tiles, s.heads as u32, hd as u32), &args)
+            self.card.run(
+                prefill.entry(),
+                hd as u32,
+                prefill.geometry(tiles, s.heads as u32, hd as u32),
+                &caches.within(args),
+            )
         })?;
         let pairs = sequences as f64 * (PROMPT as f64 * (PROMPT as f64 + 1.0) / 2.0);
         let bytes = self.rows * (2 * s.heads + 2 * s.kv_heads) * hd * 2;

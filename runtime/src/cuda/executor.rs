@@ -240,7 +240,7 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
+            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, heads.head_dim, splits);
             // SAFETY: passed on from the caller.
             unsafe { attention.decode.launch(&geometry, &args)? };
             // A launch of its own: on an H200 the kernel that also adds up took 8 us a layer more at batch 1.

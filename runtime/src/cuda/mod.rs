@@ -30,6 +30,7 @@ mod options;
 mod plan;
 mod random_weights;
 mod step_slots;
+pub mod tensor_map;
 #[cfg(test)]
 mod testing;
 mod token_state;

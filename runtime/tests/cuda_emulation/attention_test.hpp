@@ -110,7 +110,7 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
   Buffer<float> partial(n * heads * splits * hd);
   Buffer<float2> statistic(n * heads * splits);
   const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
+  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 96 << 10, [&] {
     decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
            partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
   });
@@ -124,6 +124,15 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
       for (int d = 0; d < hd; d++) e.add(value(out[(s * heads + h) * hd + d]), want[d]);
     }
   e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + " splits " + std::to_string(splits));
+}
+
+// What a kernel takes for the caches: them or their maps.
+template <class F> struct Second;
+template <class Q, class K, class... Rest> struct Second<void (*)(Q, int, K, K, Rest...)> { using type = K; };
+template <class F> auto caches(const Cache& cache, const TensorMap& key_map, const TensorMap& value_map) {
+  using K = typename Second<F>::type;
+  if constexpr (std::is_same_v<K, const TensorMap*>) return std::pair<K, K>(&key_map, &value_map);
+  else return std::pair<K, K>(cache.keys.data(), cache.values.data());
 }
 
 // Chunks of several sequences behind `decodes` decode rows, which must stay as they are.
@@ -142,9 +151,11 @@ void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::
   for (int s = 0, at = 0; s < n; s++) start[s] = at, context[s] = lengths[s], at += s < decodes ? 1 : chunks[s - decodes];
   start[n] = rows;
   const float scale = 1 / std::sqrt(float(hd));
+  const TensorMap key_map = {cache.keys.data(), hd}, value_map = {cache.values.data(), hd};
+  const auto [keys, values] = caches<F>(cache, key_map, value_map);
   const dim3 grid = blocks ? dim3{blocks} : dim3{heads, tiles};
   emu::launch(grid, blocks ? 384 : 128, size_t(128 + 4 * key_tile) * (hd + 8) * 2, [&] {
-    kernel(q.data(), stride, cache.keys.data(), cache.values.data(), start.data(), context.data(), cache.table.data(), out.data(),
+    kernel(q.data(), stride, keys, values, start.data(), context.data(), cache.table.data(), out.data(),
            cache.max_blocks, decodes, n, kv, scale, mask.softcap, mask.window, heads, tiles);
   });
   Nmse e;

@@ -18,6 +18,15 @@
 #ifndef TAKE_TURNS
 #define TAKE_TURNS 1
 #endif
+#ifndef TMA
+#define TMA 1
+#endif
+#ifndef PROBE_NOFENCE
+#define PROBE_NOFENCE 0
+#endif
+#ifndef PROBE_NOLOAD
+#define PROBE_NOLOAD 0
+#endif
 #ifndef LAZY
 #define LAZY 1
 #endif
@@ -30,6 +39,7 @@
 #define KEY_STEPS (KEY_TILE / 16)
 #define TILE_BYTES (KEY_TILE * HEAD_DIM * 2)
 #define LOADERS 128
+#define PANELS (HEAD_DIM / 64)
 #define LOAD_STEP (LOADERS / CHUNKS)  // rows that one round of the loaders covers: a multiple of 8
 
 struct PrefillTile { int sequence, row; };
@@ -60,7 +70,12 @@ struct Item {
   int row, rows;  // first row of the step, and how many there are
   int head, position;
   int key0, tiles;  // first key of the last tile, which comes first
+  int end;          // keys from here on do not exist
 };
+
+// Items that were taken beyond the first of each block, and blocks that found none left. The last sets both to zero.
+DEVICE_COUNTER items_taken;
+DEVICE_COUNTER blocks_ended;
 
 // Barriers, in order: Q full and empty, then for each stage K full and empty, V full and empty.
 #define BARRIERS (2 + 4 * STAGES)
@@ -116,6 +131,20 @@ DEVICE void load_queries(smem_t to, const bf16* from, int q_stride, int rows) {
   for (int r = 0; r < ROWS; r += LOAD_STEP)
     copy_async_16(to + r * 128, from + (u64)(r + r0 < rows ? r + r0 : 0) * q_stride, r + r0 < rows);
 }
+
+// Rows of a tile of values from `row` on become zero.
+DEVICE void clear_rows(smem_t tile, int row) {
+  for (int i = row * CHUNKS + (threadIdx.x & 127); i < KEY_TILE * CHUNKS; i += 128)
+    store_shared16(tile + swizzled(i / CHUNKS, i % CHUNKS, KEY_TILE), u32x4{{0, 0, 0, 0}});
+}
+
+DEVICE void publish_loads() {
+  if (!TMA && !PROBE_NOFENCE) publish_shared();
+}
+
+// Named barriers: those on which warpgroups wait for their turn come first.
+#define NEXT_ITEM 8
+#define CLEARED 9
 
 struct Mask {
   int window;
@@ -202,20 +231,21 @@ DEVICE u32x4 gather_piece(u32 a, u32 b, u32 c, u32 d) {
 }
 
 KERNEL void __launch_bounds__(LOADERS + 128 * CONSUMERS, 1)
-attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __restrict__ key_cache,
-                   const bf16* __restrict__ value_cache, const int* __restrict__ query_start,
+attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* __restrict__ key_map,
+                   const TensorMap* __restrict__ value_map, const int* __restrict__ query_start,
                    const int* __restrict__ context_len, const int* __restrict__ block_table, bf16* __restrict__ out,
                    int max_blocks, int first, int last, int kv_heads, float scale, float softcap, int window, int heads,
                    int tiles) {
   DYNAMIC_SHARED(shared);
   __shared__ u64 barrier_words[BARRIERS];
   __shared__ Item item;
+  __shared__ int next_item[2];
   const Barriers barriers = {smem_address(barrier_words)};
   if (threadIdx.x == 0) {
     barrier_init(barriers.query_full(), LOADERS + 1);
     barrier_init(barriers.query_empty(), 4 * CONSUMERS);
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(barriers.key_full(i), LOADERS), barrier_init(barriers.value_full(i), LOADERS);
+      barrier_init(barriers.key_full(i), TMA ? 1 : LOADERS), barrier_init(barriers.value_full(i), TMA ? 1 : LOADERS);
       barrier_init(barriers.key_empty(i), 4 * CONSUMERS), barrier_init(barriers.value_empty(i), 4 * CONSUMERS);
     }
   }
@@ -229,54 +259,93 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
     fewer_registers<CONSUMERS == 2 ? 40 : 32>();
     Turn key_turn, value_turn;
     u32 query_parity = 1;
-    const u64 block_stride = (u64)kv_heads * 16 * HEAD_DIM;
-    const int items = heads * tiles, blocks = gridDim.x;
-    for (int round = 0, i; (i = round * blocks + (round & 1 ? blocks - 1 - blockIdx.x : blockIdx.x)) < items || round * blocks < items; round++) {
-      if (i >= items) continue;
+    const int items = heads * tiles, lane = threadIdx.x & 31;
+#if TMA
+    const bool copier = threadIdx.x < 32;
+    if (copier) acquire_map(key_map), acquire_map(value_map);
+#endif
+    for (int i = blockIdx.x, round = 0; i < items; round++) {
+      u32 taken = 0;
+      if (threadIdx.x == 0) taken = atomicAdd(&items_taken, 1u);
       const int tile_number = i / heads, head = i - tile_number * heads;
       const PrefillTile tile = find_tile(query_start, first, last, tiles - 1 - tile_number);
-      if (tile.sequence < 0) continue;
-      const int row_begin = query_start[tile.sequence], rows = query_start[tile.sequence + 1] - row_begin;
-      const int context = context_len[tile.sequence], position = context - rows + tile.row;
-      const int end = min(context, position + ROWS);
-      const int key_begin = window > 0 ? max(0, position - window + 1) / KEY_TILE * KEY_TILE : 0;
-      const u64 head_offset = (u64)(head / (heads / kv_heads)) * 16 * HEAD_DIM;
-      const bf16 *keys = key_cache + head_offset, *values = value_cache + head_offset;
-      const int* table = block_table + (u64)tile.sequence * max_blocks;
-      int key0 = (end - 1) / KEY_TILE * KEY_TILE;
-      const auto load_keys = [&]() {
-        barrier_wait(barriers.key_empty(key_turn.stage), key_turn.parity ^ 1);
-        load_tile(k_at + key_turn.stage * TILE_BYTES, keys, table, block_stride, key0, end);
-        barrier_arrive_after_copies(barriers.key_full(key_turn.stage));
-        key_turn.next();
-      };
-      load_keys();
-      barrier_wait(barriers.query_empty(), query_parity);
-      query_parity ^= 1;
-      load_queries(q_at, qkv + (u64)(row_begin + tile.row) * q_stride + head * HEAD_DIM, q_stride, rows - tile.row);
-      barrier_arrive_after_copies(barriers.query_full());
-      if (threadIdx.x == 0) {
-        item = {row_begin + tile.row, rows - tile.row, head, position, key0, (key0 - key_begin) / KEY_TILE + 1};
-        barrier_arrive(barriers.query_full());
-      }
-      for (;; key0 -= KEY_TILE) {
-        const bool more = key0 > key_begin;
-        if (more) {
-          key0 -= KEY_TILE;
-          load_keys();
-          key0 += KEY_TILE;
+      if (tile.sequence >= 0) {
+        const int row_begin = query_start[tile.sequence], rows = query_start[tile.sequence + 1] - row_begin;
+        const int context = context_len[tile.sequence], position = context - rows + tile.row;
+        const int end = min(context, position + ROWS);
+        const int key_begin = window > 0 ? max(0, position - window + 1) / KEY_TILE * KEY_TILE : 0;
+        const int kv_head = head / (heads / kv_heads);
+        const int* table = block_table + (u64)tile.sequence * max_blocks;
+        int key0 = (end - 1) / KEY_TILE * KEY_TILE;
+#if TMA
+        // A lane has a box of a tile: 16 keys, 64 columns.
+        const int box = lane / PANELS, panel = lane % PANELS;
+        const auto block_at = [&](int key) { return lane < KEY_STEPS * PANELS && key + box * 16 < end ? table[(key >> 4) + box] : -1; };
+        const auto load = [&](smem_t to, const TensorMap* map, int key, int block, smem_t full, smem_t empty, u32 parity) {
+          barrier_wait(empty, parity ^ 1);
+          if (lane == 0) barrier_arrive_expect(full, PROBE_NOLOAD ? 0 : min(KEY_STEPS, ceil_div(end - key, 16)) * (16 * HEAD_DIM * 2));
+          __syncwarp();
+          if (block >= 0 && !PROBE_NOLOAD) copy_box(to + panel * (KEY_TILE * 128) + box * 2048, map, panel * 64, (block * kv_heads + kv_head) * 16, full);
+        };
+        const auto load_keys = [&](int key, int block) {
+          load(k_at + key_turn.stage * TILE_BYTES, key_map, key, block, barriers.key_full(key_turn.stage),
+               barriers.key_empty(key_turn.stage), key_turn.parity);
+          key_turn.next();
+        };
+        const auto load_values = [&](int key, int block) {
+          load(v_at + value_turn.stage * TILE_BYTES, value_map, key, block, barriers.value_full(value_turn.stage),
+               barriers.value_empty(value_turn.stage), value_turn.parity);
+          value_turn.next();
+        };
+        int block = block_at(key0);
+        const bool copies = copier;
+#else
+        const u64 head_offset = (u64)kv_head * 16 * HEAD_DIM, block_stride = (u64)kv_heads * 16 * HEAD_DIM;
+        const bf16 *keys = (const bf16*)key_map + head_offset, *values = (const bf16*)value_map + head_offset;
+        const bool copies = true;
+        int block = 0;
+        const auto block_at = [&](int key) { return 0; };
+        const auto load_keys = [&](int key, int) {
+          barrier_wait(barriers.key_empty(key_turn.stage), key_turn.parity ^ 1);
+          if (!PROBE_NOLOAD) load_tile(k_at + key_turn.stage * TILE_BYTES, keys, table, block_stride, key, end);
+          barrier_arrive_after_copies(barriers.key_full(key_turn.stage));
+          key_turn.next();
+        };
+        const auto load_values = [&](int key, int) {
+          barrier_wait(barriers.value_empty(value_turn.stage), value_turn.parity ^ 1);
+          if (!PROBE_NOLOAD) load_tile(v_at + value_turn.stage * TILE_BYTES, values, table, block_stride, key, end);
+          barrier_arrive_after_copies(barriers.value_full(value_turn.stage));
+          value_turn.next();
+        };
+#endif
+        if (copies) load_keys(key0, block);
+        barrier_wait(barriers.query_empty(), query_parity);
+        query_parity ^= 1;
+        load_queries(q_at, qkv + (u64)(row_begin + tile.row) * q_stride + head * HEAD_DIM, q_stride, rows - tile.row);
+        barrier_arrive_after_copies(barriers.query_full());
+        if (threadIdx.x == 0) {
+          item = {row_begin + tile.row, rows - tile.row, head, position, key0, (key0 - key_begin) / KEY_TILE + 1, end};
+          barrier_arrive(barriers.query_full());
         }
-        barrier_wait(barriers.value_empty(value_turn.stage), value_turn.parity ^ 1);
-        load_tile(v_at + value_turn.stage * TILE_BYTES, values, table, block_stride, key0, end);
-        barrier_arrive_after_copies(barriers.value_full(value_turn.stage));
-        value_turn.next();
-        if (!more) break;
+        if (copies) {
+          for (; key0 > key_begin; key0 -= KEY_TILE) {
+            const int next = block_at(key0 - KEY_TILE);
+            load_keys(key0 - KEY_TILE, next);
+            load_values(key0, block);
+            block = next;
+          }
+          load_values(key0, block);
+        }
       }
+      if (threadIdx.x == 0) next_item[round & 1] = gridDim.x + taken;
+      named_wait(NEXT_ITEM, LOADERS);
+      i = next_item[round & 1];
     }
     barrier_wait(barriers.query_empty(), query_parity);
     if (threadIdx.x == 0) {
       item.tiles = 0;
       barrier_arrive(barriers.query_full());
+      if (atomicAdd(&blocks_ended, 1u) == gridDim.x - 1) items_taken = 0, blocks_ended = 0;
     }
     barrier_arrive(barriers.query_full());
     copy_async_commit();
@@ -295,6 +364,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
       const int row = item.row, rows = item.rows, head = item.head, position = item.position, turns = item.tiles;
       int key0 = item.key0;
       if (turns == 0) break;
+      const int end = item.end;
       const int group_first = position + wgroup * 64, lane_first = group_first + (warp & 3) * 16 + (lane >> 2);
       float o[HEAD_DIM / 8][4], s[KEY_TILE / 8][4] = {}, m[2] = {minus_infinity(), minus_infinity()}, l[2] = {0.f, 0.f}, alpha[2];
       u32 p[KEY_STEPS][4];
@@ -302,7 +372,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
       for (int d = 0; d < HEAD_DIM / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
 
       barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
-      publish_shared();
+      publish_loads();
       wgmma_fence();
       issue_scores(s, queries, k_at + key_turn.stage * TILE_BYTES);
       wgmma_wait<0>();
@@ -311,16 +381,24 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
       key_turn.next();
       softmax_tile(s, m, l, alpha, key0, lane_first, group_first, mask);
       pack_weights(p, s);
+#if TMA
+      if (end < key0 + KEY_TILE) {  // weights there are zero, but what the cache holds may be NaN
+        barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
+        clear_rows(v_at + value_turn.stage * TILE_BYTES, end - key0);
+        publish_shared();
+        named_wait(CLEARED + wgroup, 128);
+      }
+#endif
       for (int turn = 1; turn < turns; turn++) {
         key0 -= KEY_TILE;
         barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
-        publish_shared();
+        publish_loads();
         if (TAKE_TURNS) named_wait(1 + wgroup, 256);
         wgmma_settle(o);
         wgmma_fence();
         issue_scores(s, queries, k_at + key_turn.stage * TILE_BYTES);
         barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
-        publish_shared();
+        publish_loads();
         wgmma_fence();
         issue_sum(o, p, v_at + value_turn.stage * TILE_BYTES);
         if (TAKE_TURNS) named_arrive(1 + (wgroup + 1) % CONSUMERS, 256);
@@ -340,7 +418,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
       }
       if (lane == 0) barrier_arrive(barriers.query_empty());
       barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
-      publish_shared();
+      publish_loads();
       wgmma_settle(o);
       wgmma_fence();
       issue_sum(o, p, v_at + value_turn.stage * TILE_BYTES);
@@ -370,6 +448,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
   }
 }
 #undef BARRIERS
+#undef CLEARED
 #undef CHUNKS
 #undef CONSUMERS
 #undef KEY_STEPS
@@ -377,7 +456,12 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const bf16* __res
 #undef LAZY
 #undef LOADERS
 #undef LOAD_STEP
+#undef NEXT_ITEM
+#undef PANELS
+#undef PROBE_NOFENCE
+#undef PROBE_NOLOAD
 #undef ROWS
 #undef STAGES
 #undef TAKE_TURNS
 #undef TILE_BYTES
+#undef TMA

@@ -66,8 +66,19 @@ pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) 
     wanted.clamp(1, most)
 }
 
-pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
-    plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
+pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, head_dim: u32, splits: u32) -> Geometry {
+    let grid = [splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences];
+    Geometry { shared_bytes: decode_shared_bytes(head_dim), ..plain(grid, 128) }
+}
+
+/// What four warps have under way: three or four tiles of 16 keys and values each.
+const fn decode_shared_bytes(head_dim: u32) -> u32 {
+    let depth = match head_dim {
+        64 => 4,
+        _ if head_dim.is_multiple_of(64) => 3,
+        _ => 0,
+    };
+    4 * depth * 16 * head_dim * 4
 }
 
 /// Needed when `splits` is more than one.
@@ -211,7 +222,8 @@ mod tests {
         assert_eq!(splits(256, 8, 128, 131_072), 1);
         assert_eq!(splits(64, 2, 64, 131_072), 5);
         assert_eq!(splits(1, 2, 64, 1), 1);
-        assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
+        let decode = attn_decode(3, 32, 2, 128, 5);
+        assert_eq!((decode.grid, decode.shared_bytes), ([5, 4, 3], 96 << 10));
     }
 
     #[test]

@@ -27,6 +27,21 @@ DEVICE void barrier_arrive(smem_t at) { asm volatile("mbarrier.arrive.shared.b64
 DEVICE void barrier_arrive_after_copies(smem_t at) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
 }
+// Arrives, and the phase ends only when `bytes` of copies that name the barrier have landed too.
+DEVICE void barrier_arrive_expect(smem_t at, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+// A matrix in global memory, as cuTensorMapEncodeTiled describes it: rows of bf16, boxes of 16 rows of 64, 128-byte swizzle.
+struct __align__(128) TensorMap { u64 words[16]; };
+// To be called before the first copy: the host wrote the map.
+DEVICE void acquire_map(const TensorMap* map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
+// The box at `column` and `row` to 2,048 bytes of shared memory by the copy engine; the barrier hears of it.
+DEVICE void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+               ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
 // Until the phase of this parity has ended; at once when the barrier is still in the phase before it.
 DEVICE void barrier_wait(smem_t at, u32 parity) {
   u32 done = 0;
