@@ -10,7 +10,7 @@ pub mod vllm;
 
 pub use budget::{EngineBudget, EngineSettings, Unknown};
 pub use from_log::{BootLog, Calibration, LogError, parse_boot_log};
-pub use version::Version;
+pub use version::{NotAVersion, Version};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! The formula behind each figure of a plan's best option, with its numbers, and where they come from.
 
 use crate::gpus;
-use crate::memory::{KvGroupKind, Source, TermKind};
+use crate::memory::{CacheKind, Source, TermKind};
 use crate::model::families;
 use crate::perf::{OpTime, StepTime};
 use crate::plan::{Plan, PlanOption, PlanRequest, Timed};
@@ -83,6 +83,7 @@ fn source(source: Source) -> &'static str {
         Source::Computed => "computed from config.json",
         Source::Checkpoint => "checkpoint: its safetensors headers",
         Source::Measured => "measured on one card, taken for all",
+        Source::Calibrated => "calibrated: a boot log of this model and card",
         Source::Assumed => "assumed: taken over from another engine's logs",
     }
 }
@@ -97,21 +98,16 @@ fn cache(plan: &Plan, best: &PlanOption) -> Vec<Explained> {
         .groups
         .iter()
         .map(|group| {
-            let what = match group.kind {
-                KvGroupKind::Full => "all tokens".to_owned(),
-                KvGroupKind::Sliding { window_tokens } => format!("the last {}", format_count(window_tokens)),
-                #[allow(unreachable_patterns)]
-                other => format!("{other:?}"),
+            let each = format_bytes_per_token(group.bytes_per_entry_per_layer);
+            let (layers, what, dtype) = (group.layers, holds(group.kind), kv.dtype);
+            let (figure, total) = match group.kind {
+                CacheKind::State => ("KV per sequence", group.bytes_per_sequence()),
+                _ => ("KV per token", group.bytes_per_token()),
             };
+            let total = format_bytes_per_token(total);
             row(
-                "KV per token",
-                format!(
-                    "{} = {} layers ({what}) x {} of K and V in {:?} at TP {tp}",
-                    format_bytes_per_token(group.bytes_per_token()),
-                    group.layers,
-                    format_bytes_per_token(group.bytes_per_token_per_layer),
-                    kv.dtype
-                ),
+                figure,
+                format!("{total} = {layers} layers ({what}) x {each} in {dtype:?} at TP {tp}"),
                 "computed from config.json",
             )
         })
@@ -144,6 +140,18 @@ fn cache(plan: &Plan, best: &PlanOption) -> Vec<Explained> {
         ));
     }
     rows
+}
+
+/// What of a sequence a cache keeps.
+fn holds(kind: CacheKind) -> String {
+    match kind {
+        CacheKind::Full => "all tokens".to_owned(),
+        CacheKind::Sliding { window_tokens } => format!("the last {}", format_count(window_tokens)),
+        CacheKind::Chunked { chunk_tokens } => format!("the chunk of {}", format_count(chunk_tokens)),
+        CacheKind::Compressed { tokens_per_entry } => format!("one entry for {tokens_per_entry} tokens"),
+        CacheKind::Indexer => "keys of the indexer".to_owned(),
+        CacheKind::State => "recurrent state".to_owned(),
+    }
 }
 
 fn speed(best: &PlanOption, timed: &Timed) -> Vec<Explained> {

@@ -1,5 +1,6 @@
 //! What fits: every legal tensor-parallel size with as many replicas as the cards allow, ranked.
 
+mod accounting;
 mod changes;
 mod error;
 mod notes;
@@ -7,6 +8,7 @@ mod option;
 mod speed;
 mod targets;
 
+pub use accounting::{Accounting, engine_budget};
 pub use changes::Change;
 pub use error::{DoesNotFit, PlanError};
 pub use option::{Concurrency, PlanOption, Rejected, RejectedReason};
@@ -41,6 +43,7 @@ pub struct PlanRequest<'a> {
     /// Prompt and output of a typical request (at most `limits.max_model_len` of it counts), the engine, and what is
     /// asked of it.
     pub demand: Demand,
+    pub accounting: Accounting,
     pub kv_cache_dtype: KvCacheDtype,
     pub sliding: SlidingLayers,
 }

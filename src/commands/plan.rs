@@ -15,6 +15,7 @@ use crate::exit::Failure;
 use anyhow::Context;
 use cards::CardSource;
 use mserve_planner::gpus::GpuModel;
+use mserve_planner::memory::DEFAULT_GPU_MEMORY_UTILIZATION;
 use mserve_planner::model::{ModelSpec, Task};
 use mserve_planner::perf::Engine;
 use mserve_planner::plan::{self, Plan, PlanError};
@@ -26,8 +27,12 @@ pub fn run(mut args: PlanArgs) -> anyhow::Result<ExitCode> {
     let path = args.model_path.take().or_else(|| args.model.take()).context("no model was given")?;
     let args = &args;
     let model = model::load(&path)?;
-    let mut chosen = cards::choose(args.gpu.as_deref(), args.gpus, args.gpu_memory_utilization)?;
-    let mut request = args.request(&model, &chosen);
+    let mut chosen = cards::choose(
+        args.gpu.as_deref(),
+        args.gpus,
+        args.gpu_memory_utilization.unwrap_or(DEFAULT_GPU_MEMORY_UTILIZATION),
+    )?;
+    let mut request = args.request(&model, &chosen)?;
     if args.gpus.is_none() && args.targets().any() && args.split.slm.is_empty() {
         let needed = plan::gpus_needed(&request).map_err(|error| failure(&error))?;
         chosen.need(needed);

@@ -1,6 +1,7 @@
 //! `mserve worker`: one replica in this process. Events as JSON lines on standard output, the log on standard error.
 
 use crate::exit::Failure;
+use crate::hardware::card_holders;
 use clap::{Args, ValueEnum};
 use mserve_planner::model::Pooling;
 use mserve_runtime::cpu::WeightFormat;
@@ -174,6 +175,7 @@ fn config(args: WorkerArgs) -> WorkerConfig {
         identity,
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         max_body_bytes: args.max_body_bytes,
+        card_holders: Some(card_holders),
         ..WorkerConfig::new(args.model)
     }
 }

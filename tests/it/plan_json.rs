@@ -28,6 +28,7 @@ fn every_key_of_the_output_is_documented() {
         vec![llama.clone(), "--gpu=h100".into(), "--gpus=16".into(), "--explain".into(), "--tpot=40".into()],
         vec![config("google__gemma-3-1b-it"), "--gpu=l4".into(), "--max-model-len=16k".into()],
         vec![config("BAAI__bge-reranker-v2-m3"), "--gpu=l4".into()],
+        vec![llama.clone(), "--gpu=h100".into(), "--engine=vllm".into(), "--max-model-len=16k".into()],
         vec![config("Qwen__Qwen2.5-14B-Instruct-AWQ"), "--gpu=h100".into(), "--gpus=8".into()],
         vec![config("meta-llama__Meta-Llama-3.1-70B"), "--gpu=rtx4090".into()],
         vec![llama, "--gpu=h100".into(), "--gpus=2".into(), format!("--slm={}", config("BAAI__bge-large-en-v1.5"))],

@@ -21,13 +21,15 @@ impl RequestShape {
         self.input_tokens.saturating_add(self.output_tokens)
     }
 
-    /// Cut to a context: the prompt gives way first, but keeps at least half.
+    /// Cut to a context: the prompt gives way first, the output when it is more than half.
     #[must_use]
     pub fn within(self, max_model_len: u64) -> Self {
-        let excess = self.total_tokens().saturating_sub(max_model_len);
-        let from_input = excess.min(self.input_tokens / 2);
-        let input_tokens = (self.input_tokens - from_input).min(max_model_len).max(1);
-        let output_tokens = self.output_tokens.min(max_model_len.saturating_sub(input_tokens));
+        if self.total_tokens() <= max_model_len {
+            return self;
+        }
+        let rest = max_model_len.saturating_sub(self.input_tokens);
+        let output_tokens = self.output_tokens.min((max_model_len / 2).max(1)).max(rest.min(self.output_tokens));
+        let input_tokens = self.input_tokens.min(max_model_len.saturating_sub(output_tokens)).max(1);
         Self { input_tokens, output_tokens }
     }
 }
@@ -204,5 +206,33 @@ impl Replica<'_> {
             tpot_ms: 0.0,
             prefill_share: 1.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_that_is_too_long_is_cut_and_keeps_an_output() {
+        for ((input, output), len, cut) in [
+            ((1000, 200), 4096, (1000, 200)),
+            ((4096, 512), 2048, (1536, 512)),
+            ((100, 8000), 2048, (100, 1948)),
+            ((5000, 5000), 1000, (500, 500)),
+            ((5000, 0), 512, (512, 0)),
+            ((10, 10), 2, (1, 1)),
+        ] {
+            let shape = RequestShape { input_tokens: input, output_tokens: output }.within(len);
+            assert_eq!((shape.input_tokens, shape.output_tokens), cut, "{input} {output} in {len}");
+        }
+    }
+
+    #[test]
+    fn rounding_keeps_six_digits() {
+        for (value, rounded) in [(0.0, 0.0), (123_456_789.0, 123_457_000.0), (0.001_234_567_8, 0.001_234_57)] {
+            assert_eq!(round(value), rounded);
+        }
+        assert!(round(f64::INFINITY).is_infinite());
     }
 }

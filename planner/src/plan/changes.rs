@@ -1,8 +1,9 @@
 //! When nothing fits: how far off the closest option is, and what would do.
 
+use super::accounting::budget;
 use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
 use crate::gpus::GPUS;
-use crate::memory::{Budget, EngineLimits, KvCacheDtype, TermKind};
+use crate::memory::{EngineLimits, KvCacheDtype, TermKind};
 use crate::model::Program;
 use crate::tensor_parallel;
 use serde::Serialize;
@@ -40,7 +41,7 @@ const SHORTEST_USEFUL_CONTEXT_TOKENS: u64 = 256;
 pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> DoesNotFit {
     let closest = closest(request, program);
     let limits = &request.limits;
-    let budget = Budget::new(program, request.spec, request.weights, closest, request.card.memory_total_bytes, limits);
+    let budget = budget(request, program, closest);
     let needed_bytes = budget.needed_bytes(&request.layout(closest), limits);
     DoesNotFit {
         model: request.model_name.to_owned(),

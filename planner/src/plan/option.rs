@@ -1,5 +1,6 @@
 //! One way to serve the model: a TP size, as many replicas as fit the cards, and what that holds.
 
+use super::accounting::budget;
 use super::speed::{OptionSpeed, Timed};
 use super::{Miss, PlanRequest, Targets};
 use crate::memory::{Budget, KvLayout};
@@ -93,8 +94,7 @@ impl PlanOption {
         tensor_parallel_size: u64,
     ) -> Result<Self, RejectedReason> {
         let limits = &request.limits;
-        let total = request.card.memory_total_bytes;
-        let per_gpu = Budget::new(program, request.spec, request.weights, tensor_parallel_size, total, limits);
+        let per_gpu = budget(request, program, tensor_parallel_size);
         let kv = request.layout(tensor_parallel_size);
         let num_blocks = kv.num_blocks(per_gpu.kv_pool_bytes);
         let needed_bytes = per_gpu.needed_bytes(&kv, limits);

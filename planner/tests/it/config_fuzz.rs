@@ -4,7 +4,7 @@
 use crate::fixtures;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, WeightSource};
 use mserve_planner::model::{families, parse_config};
-use mserve_planner::plan::{Card, Demand, PlanRequest, plan};
+use mserve_planner::plan::{Accounting, Card, Demand, PlanRequest, plan};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -66,6 +66,7 @@ proptest! {
             tensor_parallel_size: None,
             limits,
             demand: Demand::of(1536, 512),
+            accounting: Accounting::default(),
             kv_cache_dtype: KvCacheDtype::Auto,
             sliding: SlidingLayers::KeepWindow,
         });
@@ -103,6 +104,7 @@ fn the_largest_model_in_range_neither_overflows_nor_takes_long() {
         tensor_parallel_size: None,
         limits,
         demand: Demand::of(1536, 512),
+        accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     };

@@ -5,7 +5,9 @@ use crate::fixtures;
 use mserve_planner::gpus;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, TermKind, WeightSource};
 use mserve_planner::model::ModelSpec;
-use mserve_planner::plan::{Card, Change, Demand, Plan, PlanError, PlanRequest, RejectedReason, across_cards, plan};
+use mserve_planner::plan::{
+    Accounting, Card, Change, Demand, Plan, PlanError, PlanRequest, RejectedReason, across_cards, plan,
+};
 use mserve_planner::units::{GIB, MIB};
 use proptest::prelude::*;
 
@@ -23,6 +25,7 @@ fn request<'a>(spec: &'a ModelSpec, memory_total_bytes: u64, gpus: u64) -> PlanR
         tensor_parallel_size: None,
         limits: EngineLimits::for_model(spec),
         demand: Demand::of(1536, 512),
+        accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     }

@@ -7,7 +7,8 @@ use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, WeightSo
 use mserve_planner::model::{ModelSpec, parse_config};
 use mserve_planner::perf::Engine;
 use mserve_planner::plan::{
-    Card, Demand, LoadLimit, Plan, PlanError, PlanRequest, Rank, RejectedReason, TargetKind, gpus_needed, plan,
+    Accounting, Card, Demand, LoadLimit, Plan, PlanError, PlanRequest, Rank, RejectedReason, TargetKind, gpus_needed,
+    plan,
 };
 use mserve_planner::split::{DEFAULT_SLM_TOKENS, Side, SlmKind, SmallModel, Workload, slm_card, slm_gpus, split};
 use proptest::prelude::*;
@@ -27,6 +28,7 @@ fn on<'a>(spec: &'a ModelSpec, gpu: &str, gpus: u64, shape: (u64, u64)) -> PlanR
         tensor_parallel_size: None,
         limits: limits.with_max_model_len(spec, limits.max_model_len.min(shape.0 + shape.1)),
         demand: Demand { engine: Engine::Vllm, rank: Rank::RequestRate, ..Demand::of(shape.0, shape.1) },
+        accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     }

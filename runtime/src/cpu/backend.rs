@@ -4,10 +4,11 @@ use super::interpret::StepState;
 use super::kv_cache::{KvShape, LayerCache};
 use super::load::{LoadedModel, Loader, heads};
 use super::loaded::LoadedOp;
-use super::validate::{self, StepLimits};
 use super::{CpuOptions, LoadError};
+use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
 use crate::weights::TensorSource;
+use crate::worker::FailureKind;
 use mserve_planner::model::{BufferId, ModelSpec, Positions, Program, Quantization, families};
 use pulp::Arch;
 use rayon::ThreadPool;
@@ -92,7 +93,7 @@ impl CpuBackend {
     /// # Errors
     /// When the batch is not valid for this backend.
     pub fn forward_rows(&mut self, batch: &StepBatch) -> Result<&[f32], BackendError> {
-        validate::check(batch, &self.info, self.limits).map_err(|what| self.error(what))?;
+        step_check::check(batch, &self.info, self.limits).map_err(|what| self.error(what))?;
         let (state, model) = (&mut self.state, &self.model);
         let result = self.pool.install(|| state.run(model, batch));
         match result {
@@ -130,7 +131,7 @@ impl CpuBackend {
     }
 
     fn error(&self, what: String) -> BackendError {
-        BackendError { device: self.info.device.clone(), what, fatal: false }
+        BackendError { device: self.info.device.clone(), what, fatal: false, kind: FailureKind::Internal }
     }
 }
 

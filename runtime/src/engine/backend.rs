@@ -1,7 +1,9 @@
 //! The narrow waist: all that the engine and a device know of each other.
 
 use super::SamplingParams;
+use crate::worker::FailureKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a backend tells the engine about itself, fixed after loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,9 +62,10 @@ pub struct RowSampling {
     pub seed: u64,
     /// Tokens generated so far.
     pub step: u64,
-    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for.
+    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for. One allocation a sequence, which
+    /// lives as long as the sequence: a device that keeps something of a sequence knows it by this address.
     pub prompt_token_ids: Arc<[u32]>,
-    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for.
+    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for; see [`Backend::counts_tokens`].
     pub output_token_ids: Vec<u32>,
     /// Tokens that must not be chosen now (end-of-sequence before `min_tokens`).
     pub forbidden_token_ids: Vec<u32>,
@@ -127,10 +130,31 @@ pub trait Backend: Send {
         Err(self.runs_one_by_one())
     }
 
+    /// Do a few milliseconds of work that can wait. Called while no step is under way and no request waits; true: there
+    /// is more of it.
+    ///
+    /// # Errors
+    /// A fatal one ends the engine; after any other it is not called again.
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
+    /// Whether it keeps count of the tokens that it chooses. Then a row with penalties need not wait for the token before
+    /// it: [`RowSampling::output_token_ids`] is set where all of them are known (when a sequence starts, or comes back
+    /// after preemption) and empty otherwise.
+    fn counts_tokens(&self) -> bool {
+        false
+    }
+
+    /// Time that the device took for the step that [`Self::collect`] returned last; `None` from one that does not measure.
+    fn last_step_time(&self) -> Option<Duration> {
+        None
+    }
+
     #[doc(hidden)]
     fn runs_one_by_one(&self) -> BackendError {
         let what = "this backend runs one step at a time".to_owned();
-        BackendError { device: self.info().device.clone(), what, fatal: false }
+        BackendError { device: self.info().device.clone(), what, fatal: false, kind: FailureKind::Internal }
     }
 }
 
@@ -141,4 +165,6 @@ pub struct BackendError {
     pub what: String,
     /// The device is unusable from here on.
     pub fatal: bool,
+    /// What it means for the process when it is fatal.
+    pub kind: FailureKind,
 }

@@ -5,7 +5,9 @@ use super::cards::{CardSource, ChosenCards, FreeCard};
 use super::render;
 use crate::exit::{self, Failure};
 use anyhow::Context;
+use mserve_planner::engine::EngineBudget;
 use mserve_planner::explain::{Explained, explain};
+use mserve_planner::model::families;
 use mserve_planner::plan::{self, CardRow, DoesNotFit, Plan, PlanRequest};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -19,6 +21,8 @@ struct PlanJson<'a> {
     card_source: CardSource,
     /// One row for each common card, when the plan had to be made for the default one.
     other_cards: &'a [CardRow],
+    /// Of the best option, for other engines than the bundled one.
+    engine_account: Option<&'a EngineBudget>,
     /// With `--explain`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     explained: Vec<Explained>,
@@ -43,17 +47,24 @@ pub(super) struct Shown<'a> {
 
 impl Shown<'_> {
     pub fn plan(&self, request: &PlanRequest<'_>, plan: &Plan) -> anyhow::Result<ExitCode> {
+        let theirs = self.theirs(request, plan);
         let explained = if self.args.output.explain { explain(request, plan) } else { Vec::new() };
         let text = if self.args.output.json {
             let (card_source, other_cards) = (self.chosen.source, self.other_cards);
-            json(&PlanJson { plan, card_source, other_cards, explained })?
+            json(&PlanJson { plan, card_source, other_cards, engine_account: theirs.as_ref(), explained })?
         } else {
-            let mut text = render::plan(plan, &self.chosen.headline, self.other_cards, look());
+            let mut text = render::plan(plan, &self.chosen.headline, theirs.as_ref(), self.other_cards, look());
             text.push_str(&render::explained(&explained));
             text
         };
         print(&text)?;
         Ok(ExitCode::from(exit::OK))
+    }
+
+    /// What the engine itself would say of the best option.
+    fn theirs(&self, request: &PlanRequest<'_>, plan: &Plan) -> Option<EngineBudget> {
+        let best = plan.options.first()?;
+        plan::engine_budget(request, &families::program(request.spec), best.tensor_parallel_size)
     }
 
     pub fn does_not_fit(&self, error: &DoesNotFit) -> anyhow::Result<ExitCode> {

@@ -9,6 +9,7 @@ pub(super) use bar::Look;
 pub(super) use split::split;
 
 use super::cards::FreeCard;
+use mserve_planner::engine::{Engine, EngineBudget};
 use mserve_planner::explain::Explained;
 
 use mserve_planner::memory::{CacheKind, KvGroup, Source};
@@ -18,7 +19,13 @@ use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
 use std::fmt::Write;
 
 /// The whole answer. Writing to a String cannot fail.
-pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) -> String {
+pub(super) fn plan(
+    plan: &Plan,
+    headline: &str,
+    theirs: Option<&EngineBudget>,
+    others: &[CardRow],
+    look: Look,
+) -> String {
     let mut out = format!("{headline}\n\n");
     header(&mut out, plan);
     let typical = format_count(plan.typical_len_tokens);
@@ -33,7 +40,7 @@ pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) 
     };
     let _ = write!(out, "\nRanked by {by}:\n{}{}\n", tables::options(plan), speed::speeds(plan));
     if let Some(best) = plan.options.first() {
-        out.push_str(&best_option(plan, best, look));
+        out.push_str(&best_option(plan, best, theirs, look));
     }
     for rejected in &plan.rejected {
         let _ = writeln!(out, "TP {} left out: {}", rejected.tensor_parallel_size, rejected.reason);
@@ -88,6 +95,25 @@ pub(super) fn does_not_fit(error: &DoesNotFit, largest_free: Option<&FreeCard>) 
             format_bytes(card.memory_total_bytes)
         );
     }
+    out
+}
+
+/// The lines that the engine prints when it starts, and how sure they are.
+fn account(theirs: &EngineBudget) -> String {
+    let engine = match theirs.engine {
+        Engine::Vllm => "vLLM",
+        Engine::Sglang => "SGLang",
+    };
+    let mut out = format!("{}\n", theirs.printed);
+    let assumed: Vec<&str> = theirs.assumed.iter().map(|fact| fact.0.as_str()).collect();
+    let _ = writeln!(
+        out,
+        "  (as {engine} {} prints it, each replica of the best option; +- {}{}{})\n",
+        theirs.version,
+        format_bytes(theirs.uncertainty_bytes),
+        if assumed.is_empty() { "" } else { "; assumed: " },
+        assumed.join(", ")
+    );
     out
 }
 
@@ -175,9 +201,11 @@ fn group(group: &KvGroup) -> String {
     format!("{layers} {kind} layers x {}{per}", format_bytes_per_token(group.bytes_per_entry_per_layer))
 }
 
-fn best_option(plan: &Plan, best: &PlanOption, look: Look) -> String {
+fn best_option(plan: &Plan, best: &PlanOption, theirs: Option<&EngineBudget>, look: Look) -> String {
     let mut out = String::new();
-    if let Some(concurrency) = best.full.kv_per_replica {
+    if let Some(theirs) = theirs.filter(|_| !best.kv.is_empty()) {
+        out.push_str(&account(theirs));
+    } else if let Some(concurrency) = best.full.kv_per_replica {
         let _ = writeln!(out, "GPU KV cache size: {} tokens", format_count(best.kv_cache_tokens));
         let _ = writeln!(
             out,

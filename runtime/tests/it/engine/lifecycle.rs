@@ -119,6 +119,10 @@ fn what_can_never_run_is_refused_at_once() {
     assert_eq!(refused(&[1; 100]), AdmissionError::PromptTooLong { prompt_tokens: 100, max_model_len: 100 });
     assert_eq!(refused(&[1; 32]), AdmissionError::PoolTooSmall { needed_blocks: 9, total_blocks: 8 });
     assert_eq!(refused(&[100]), AdmissionError::TokenOutOfVocabulary { token_id: 100, vocab_size: 100 });
+    let logit_bias = (0..500).map(|id| (id % 100, 1.0)).collect();
+    let named = SamplingParams { logit_bias, stop_token_ids: vec![7; 13], ..greedy(5) };
+    let refused = engine.generate(request(&[1], named)).unwrap_err();
+    assert_eq!(refused, AdmissionError::TooManyNamedTokens { named: 513, most: 512 });
     assert_eq!(engine.load().requests_total, 0);
 }
 
@@ -156,7 +160,7 @@ fn a_lost_device_ends_the_engine_and_everyone_hears_of_it() {
                 let TokenEvent::Failed(RequestError::Device(why)) = last_event(stream) else { panic!("not failed") };
                 assert!(why.contains(expected), "{why}");
             }
-            assert!(block_on(stopped).contains(expected));
+            assert!(block_on(stopped).1.contains(expected));
             let refused = engine.generate(request(&[1], greedy(5))).unwrap_err();
             assert!(matches!(&refused, AdmissionError::Stopped { why } if why.contains(expected)), "{refused}");
             assert_eq!((engine.load().running, engine.load().kv_cache_usage), (0, 0.0));

@@ -124,6 +124,12 @@ impl<'a> Explorer<'a> {
     }
 
     fn compute(&mut self) {
+        // A longer request wants a longer context.
+        let now = &mut self.now;
+        let wanted = now.demand.shape.total_tokens().min(now.spec.max_position_embeddings);
+        if wanted > now.limits.max_model_len && matches!(self.fields[self.selected], Field::Input | Field::Output) {
+            now.limits = now.limits.with_max_model_len(now.spec, wanted);
+        }
         self.plan = plan(&self.now);
         self.split = self.beside.as_ref().map(|b| split(&self.now, &b.models, b.workload, b.tokens));
     }

@@ -6,7 +6,7 @@ use crossterm::event::KeyCode;
 use mserve_planner::gpus::find;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, WeightSource};
 use mserve_planner::model::{ModelSpec, parse_config};
-use mserve_planner::plan::{Card, Demand, PlanRequest};
+use mserve_planner::plan::{Accounting, Card, Demand, PlanRequest};
 use mserve_planner::split::{SmallModel, Workload};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -26,6 +26,7 @@ fn request(spec: &ModelSpec) -> PlanRequest<'_> {
         tensor_parallel_size: None,
         limits: EngineLimits::for_model(spec).with_max_model_len(spec, 2048),
         demand: Demand::of(1536, 512),
+        accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     }
