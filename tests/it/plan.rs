@@ -305,3 +305,39 @@ fn the_file_that_is_written_is_what_launch_reads() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(!written.exists() && stderr(&output).contains("on one card"), "{}", stderr(&output));
 }
+
+#[test]
+fn other_engines_print_their_own_lines_and_a_boot_log_calibrates_them() {
+    let model = config("meta-llama__Meta-Llama-3.1-8B");
+    let vllm = ["--gpu", "h200", "--vram-ratio", "0.9", "--max-model-len", "8k", "--engine", "vllm"];
+    let output = plan(&model, &[&vllm[..], &["--engine-version", "0.26"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("Available KV cache memory: 10") && text.contains("as vLLM 0.26.0 prints it"), "{text}");
+    assert!(text.contains("max_num_seqs 1024"), "its default on such a card: {text}");
+
+    let home = directory(&[(
+        "boot.log",
+        b"INFO Initializing a V1 LLM engine (v0.26.0) with config: gpu_memory_utilization=0.9\n\
+          INFO Model loading took 15.10 GiB and 4.5 seconds\nINFO Available KV cache memory: 100.00 GiB\n",
+    )]);
+    let log = home.path().join("boot.log");
+    let output = plan(&model, &["--gpu", "h200", "--max-model-len", "8k", "--from-log", log.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("Available KV cache memory: 100.00 GiB"), "{text}");
+    assert!(text.contains("calibrated") && text.contains("15.10 GiB"), "{text}");
+
+    let other = home.path().join("other.log");
+    std::fs::write(&other, "nothing of the kind").unwrap();
+    for (args, why) in [
+        (vec!["--from-log", other.to_str().unwrap()], "no line of the log tells about memory"),
+        (vec!["--from-log", "/nonexistent"], "No such file"),
+        (vec!["--engine-version", "latest", "--engine", "vllm"], "is not a version"),
+        (vec!["--engine-version", "0.11.0"], "are of another engine"),
+    ] {
+        let output = plan(&model, &[&["--gpu", "h200"], &args[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(why), "{args:?}: {}", stderr(&output));
+    }
+}
