@@ -171,6 +171,10 @@ pub struct Extras {
 pub struct PerLayerInput {
     pub vocab_size: u64,
     pub width: u64,
+    /// Gemma 3n: rank of the learned residual beside attention; 0 for none.
+    pub laurel_rank: u64,
+    /// Gemma 3n: copies of the stream that take turns (AltUp); 0 for none.
+    pub altup_inputs: u64,
 }
 
 impl ModelSpec {

@@ -2,6 +2,7 @@
 
 mod config_fuzz;
 mod engine_logs;
+mod families;
 mod fixtures;
 mod golden;
 mod planning;

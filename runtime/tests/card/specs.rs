@@ -2,8 +2,8 @@
 
 use super::any_device::{Failure, Model};
 use mserve_planner::model::{
-    Activation, AttentionSpec, DType, Family, LayerSpec, Mask, MlpSpec, ModelSpec, Norm, NormKind, Positions,
-    Quantization, RopeScaling, RopeSpec, Task,
+    Activation, AttentionSpec, DType, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
+    Positions, QkNorm, Quantization, RopeScaling, RopeSpec, Task,
 };
 use mserve_runtime::weights::{RandomWeights, StoredType};
 use std::path::{Path, PathBuf};
