@@ -43,6 +43,8 @@ pub enum Family {
     XlmRoberta,
     Apertus,
     Baichuan,
+    /// Llama with biases by flags of their own: InternLM 1 and 3, Seed-OSS, MiMo.
+    Biased,
     Bloom,
     ChatGlm,
     Cohere,

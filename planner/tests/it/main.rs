@@ -1,5 +1,6 @@
 //! One test binary for the crate.
 
+mod bad_configs;
 mod config_fuzz;
 mod engine_logs;
 mod families;

@@ -222,7 +222,10 @@ pub(in super::super) fn llama4(arch: &Architecture, root: &Fields<'_>) -> Result
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads()?)? };
     let chunk = base.get(&["attention_chunk_size"], limits::POSITIONS)?;
     let interval = base.get(&["nope_layer_interval"], limits::LAYERS)?.unwrap_or(4);
-    let rotates = base.flags(&base.text, "no_rope_layers").ok().flatten();
+    let rotates = match base.text.list("no_rope_layers")? {
+        None | Some([]) => None,
+        Some(_) => base.flags(&base.text, "no_rope_layers")?,
+    };
     let words = base.words("layer_types")?;
     let chunked = |i: u64| match (&words, &rotates) {
         (Some(words), _) => words[i as usize] == "chunked_attention",
