@@ -3,6 +3,7 @@
 mod bad_configs;
 mod config_fuzz;
 mod engine_logs;
+mod engines;
 mod families;
 mod fixtures;
 mod golden;

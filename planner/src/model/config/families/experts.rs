@@ -185,10 +185,8 @@ pub(in super::super) fn step(arch: &Architecture, root: &Fields<'_>) -> Result<M
         }
     }
     let moe = base.experts()?;
-    let shared = match base.get(&["share_expert_dim", "share_expert_dims"], limits::INTERMEDIATE)? {
-        Some(size) => Some(MlpSpec { intermediate_size: size, ..moe.expert }),
-        None => None,
-    };
+    let shared = base.get(&["share_expert_dim", "share_expert_dims"], limits::INTERMEDIATE)?;
+    let shared = shared.map(|size| MlpSpec { intermediate_size: size, ..moe.expert });
     let router = if base.flag("use_moe_router_bias")? { Router::ScoreCorrected } else { Router::Plain };
     let ffns = base.dense_then_experts(base.mlp()?, MoeSpec { shared, router, ..moe })?;
     let masks = base.masks(|i| !i.is_multiple_of(4))?;
