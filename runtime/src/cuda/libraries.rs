@@ -74,12 +74,19 @@ pub fn report() -> Vec<LibraryReport> {
     Library::ALL.map(|library| LibraryReport { library, found: open(library) }).into()
 }
 
-/// Opens all that the backend needs.
+/// Opens the driver.
 ///
 /// # Errors
-/// [`CudaError::NoDriver`] or [`CudaError::LibraryMissing`].
-pub fn open_all() -> Result<(), CudaError> {
-    open(Library::Driver).map_err(|missing| CudaError::NoDriver { why: missing.to_string() })?;
+/// [`CudaError::NoDriver`].
+pub fn open_driver() -> Result<(), CudaError> {
+    open(Library::Driver).map(drop).map_err(|missing| CudaError::NoDriver { why: missing.to_string() })
+}
+
+/// Opens what the backend needs beside the driver.
+///
+/// # Errors
+/// [`CudaError::LibraryMissing`].
+pub fn open_others() -> Result<(), CudaError> {
     for library in [Library::Nvrtc, Library::CublasLt] {
         open(library).map_err(Box::new)?;
     }

@@ -9,7 +9,9 @@ mod arena;
 mod backend;
 mod buckets;
 mod budget;
+mod clock;
 pub mod compile;
+pub mod cubin;
 mod cubin_cache;
 pub mod device;
 mod error;
@@ -28,6 +30,7 @@ mod metadata;
 pub mod module;
 mod options;
 mod plan;
+mod prepare;
 mod random_weights;
 mod step_slots;
 #[cfg(test)]
@@ -37,7 +40,7 @@ mod upload;
 mod weights;
 
 pub use backend::{CudaBackend, WeightOrigin};
-pub use error::{CudaError, MemoryTerm};
+pub use error::{CardHolder, CudaError, MemoryTerm};
 pub use libraries::{Library, LibraryReport, Missing, report};
 pub use load::check_model;
 pub use options::{CudaOptions, GraphCapture};

@@ -12,7 +12,7 @@ use mserve_runtime::cuda::{CudaBackend, CudaError, CudaOptions, WeightOrigin, de
 use mserve_runtime::engine::{
     Backend, Engine, EngineConfig, EngineHandle, GenerateRequest, SamplingParams, TokenEvent, TokenStream,
 };
-use mserve_runtime::worker::{CudaDevice, DeviceChoice, FailureKind};
+use mserve_runtime::worker::{CudaDevice, DeviceChoice};
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
@@ -110,11 +110,8 @@ fn load(args: &BenchArgs, model: Model, work: Workload) -> anyhow::Result<Loaded
 }
 
 fn cuda_failure(error: CudaError) -> anyhow::Error {
-    match error.kind() {
-        FailureKind::Config => Failure::usage(error.to_string()).into(),
-        FailureKind::DoesNotFit => Failure::does_not_fit(error.to_string()).into(),
-        FailureKind::Device | FailureKind::Internal => error.into(),
-    }
+    let code = error.kind().exit_code();
+    Failure { code, message: error.to_string(), hint: None }.into()
 }
 
 fn start(loaded: Loaded, num_prompts: usize) -> anyhow::Result<EngineHandle> {

@@ -64,8 +64,15 @@ impl Stop {
     }
 }
 
+/// The launcher's own code for what its workers met.
 pub(super) fn failure_code(permanent: Option<FailureKind>) -> u8 {
-    permanent.map_or(exit::FAILURE, FailureKind::exit_code)
+    match permanent {
+        Some(FailureKind::DoesNotFit | FailureKind::CardTooSmall | FailureKind::CardFull) => exit::DOES_NOT_FIT,
+        Some(FailureKind::Config | FailureKind::NoDriver | FailureKind::DriverTooOld | FailureKind::LibraryMissing) => {
+            exit::USAGE
+        }
+        _ => exit::FAILURE,
+    }
 }
 
 /// Let running requests finish, then end the workers. Another stop on the way ends it all at once.
