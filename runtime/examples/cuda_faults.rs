@@ -32,7 +32,7 @@ fn main() {
     tell(error.kind(), &error.to_string());
     let module = Module::load(&device, &compile(&source("poke", POKE), &device.arch()).unwrap()).unwrap();
     let poke = module.kernel("poke", 0).unwrap();
-    let (kind, why) = in_the_middle(&dir, device.clone(), poke.clone());
+    let (kind, why) = in_the_middle(&dir, &device, poke);
     tell(kind, &why);
     // Sticky: nothing works in this process any more.
     let again = Device::open(0).and_then(|device| device.memory()).unwrap_err();
@@ -45,7 +45,7 @@ fn tell(kind: FailureKind, line: &str) {
 }
 
 /// Generates until the fault; what the engine says of its end.
-fn in_the_middle(dir: &Path, device: Arc<Device>, poke: Kernel) -> (FailureKind, String) {
+fn in_the_middle(dir: &Path, device: &Arc<Device>, poke: Kernel) -> (FailureKind, String) {
     let spec = parse_config(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     let checkpoint = Checkpoint::open(dir).unwrap();
     let options = CudaOptions { kv_cache_bytes: Some(64 << 20), ..CudaOptions::default() };

@@ -13,6 +13,7 @@ mod check_edges;
 mod numbers;
 mod time;
 mod time_attention;
+mod time_layer;
 mod time_products;
 
 use card::{Card, Outcome};
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 10] {
+fn sections() -> [(&'static str, Section); 11] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
@@ -65,6 +66,7 @@ fn sections() -> [(&'static str, Section); 10] {
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
         ("time decode", time_attention::decode),
+        ("time layer", time_layer::all),
         ("time products", time_products::all),
         ("time rows", time::rows),
         ("time sample", time::sample),

@@ -1,3 +1,5 @@
+mod idle;
+
 use super::buckets::bucket_for;
 use super::clock::Clock;
 use super::device::Device;
@@ -89,7 +91,7 @@ impl CudaBackend {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, CudaError> {
         check_model(spec)?;
-        Self::load_on(Arc::new(Device::open(options.ordinal)?), spec, origin, options, progress)
+        Self::load_on(&Arc::new(Device::open(options.ordinal)?), spec, origin, options, progress)
     }
 
     /// The same on a card that is open already.
@@ -97,13 +99,13 @@ impl CudaBackend {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_on(
-        device: Arc<Device>,
+        device: &Arc<Device>,
         spec: &ModelSpec,
         origin: &WeightOrigin<'_>,
         options: &CudaOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, CudaError> {
-        let model = load(&device, spec, origin, options, progress)?;
+        let model = load(device, spec, origin, options, progress)?;
         let mut clock = Clock::start();
         let sizes = model.sizes.clone();
         let slot_sizes = SlotSizes {
@@ -113,7 +115,7 @@ impl CudaBackend {
             bias_entries: sizes.bias_entries(),
             max_num_seqs: sizes.max_num_seqs,
         };
-        let slots = (0..SLOTS).map(|_| StepSlot::new(&device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
+        let slots = (0..SLOTS).map(|_| StepSlot::new(device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
         let info = BackendInfo {
             output_width: sizes.vocab_size,
             vocab_size: sizes.vocab_size,
@@ -128,7 +130,7 @@ impl CudaBackend {
             in_flight: VecDeque::new(),
             slots,
             next_slot: 0,
-            lists: DeviceMemory::new(&device, slot_sizes.list_words as u64 * 4, "token lists")?,
+            lists: DeviceMemory::new(device, slot_sizes.list_words as u64 * 4, "token lists")?,
             token_state: TokenStateSlots::new(sizes.max_num_seqs),
             graph_capture: options.graphs,
             settled: false,
@@ -179,53 +181,6 @@ impl CudaBackend {
     pub fn tuned_products(&self) -> (usize, usize, usize, usize) {
         let t = self.model.tuner.report();
         (t.remembered, t.measured, t.own, t.left)
-    }
-
-    /// One piece of what can wait: a measurement, or the graph of a batch size whose products are all measured. The
-    /// commonest sizes come first. False: all is done.
-    fn do_next(&mut self) -> Result<bool, CudaError> {
-        let LoadedModel { executor, tuner, sizes, .. } = &mut self.model;
-        let device = executor.device.clone();
-        device.bind()?;
-        let graphs = &self.graphs;
-        let missing = |bucket: &usize| !graphs.contains_key(bucket) && !tuner.is_pending(*bucket);
-        let wanted = sizes.commonest_buckets().into_iter().find(missing);
-        if let Some(bucket) = wanted.filter(|_| self.graph_capture != GraphCapture::Never) {
-            self.capture(bucket)?;
-            return Ok(true);
-        }
-        if tuner.is_done() {
-            if !self.settled {
-                self.settled = true;
-                let (graphs, report) = (self.graphs.len(), tuner.report());
-                tracing::info!(graphs, products = report.remembered + report.measured, "all is measured and captured");
-            }
-            return Ok(false);
-        }
-        // SAFETY: the operands are weights and arena of this model, made for rows up to those tried; no step is under way,
-        // so what is written over activations is read by none.
-        if let Some(rows) = unsafe { tuner.step(&device, &mut executor.linears)? } {
-            // Its graph computes the shape in the old way.
-            self.graphs.remove(&rows);
-        }
-        Ok(true)
-    }
-
-    /// Records a decode step of this many rows. Nothing of it runs but its products, to have their kernels loaded: in
-    /// stream order, so over activations that no step needs any more.
-    fn capture(&mut self, bucket: usize) -> Result<(), CudaError> {
-        let shape = decode_shape(bucket);
-        let executor = &mut self.model.executor;
-        let device = executor.device.clone();
-        // SAFETY: the memory of the model was allocated for the largest step, which no bucket exceeds.
-        unsafe { run_products(&executor.plan, &mut executor.linears, bucket)? };
-        let graph = Graph::capture(&device, || {
-            // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with metadata
-            // of this shape on the device.
-            unsafe { executor.run(&shape, PrefillChunks::default()) }
-        })?;
-        self.graphs.insert(bucket, graph);
-        Ok(())
     }
 
     /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.

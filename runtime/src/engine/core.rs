@@ -113,8 +113,12 @@ impl Core {
         if let Some(deadline) = self.shared.stop_at() {
             return Ok(self.has_work() && Instant::now() < deadline);
         }
+        if self.has_work() {
+            return Ok(true);
+        }
         // One piece, then back here to see what has come.
-        if self.has_work() || self.pipeline.idle()? {
+        if self.pipeline.idle()? {
+            self.host_clock.since = Instant::now();
             return Ok(true);
         }
         // An error: no handle is left, and nothing to do for any.

@@ -128,7 +128,7 @@ fn on_cuda(
         ..standard
     };
     let origin = WeightOrigin::Source(checkpoint);
-    let backend = CudaBackend::load_on(Arc::new(device), spec, &origin, &options, progress)?;
+    let backend = CudaBackend::load_on(&Arc::new(device), spec, &origin, &options, progress)?;
     log_memory(&backend)?;
     Ok(LoadedBackend {
         weight_bytes: backend.weight_bytes(),

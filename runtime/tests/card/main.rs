@@ -42,8 +42,10 @@ fn main() -> ExitCode {
     let has = |word: &str| words.iter().any(|w| w == word);
     let card = Cuda::open();
     if has("--list") {
-        // What a test runner shows in place of output that it hides.
-        println!("{}: test", if card.is_ok() { "card" } else { "card_skipped_there_is_none" });
+        // What a test runner shows in place of output that it hides. It asks for the ignored ones too: there are none.
+        if !has("--ignored") {
+            println!("{}: test", if card.is_ok() { "card" } else { "card_skipped_there_is_none" });
+        }
         return ExitCode::SUCCESS;
     }
     let card = match card {

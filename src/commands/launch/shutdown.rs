@@ -66,13 +66,7 @@ impl Stop {
 
 /// The launcher's own code for what its workers met.
 pub(super) fn failure_code(permanent: Option<FailureKind>) -> u8 {
-    match permanent {
-        Some(FailureKind::DoesNotFit | FailureKind::CardTooSmall | FailureKind::CardFull) => exit::DOES_NOT_FIT,
-        Some(FailureKind::Config | FailureKind::NoDriver | FailureKind::DriverTooOld | FailureKind::LibraryMissing) => {
-            exit::USAGE
-        }
-        _ => exit::FAILURE,
-    }
+    permanent.map_or(exit::FAILURE, exit::code_of)
 }
 
 /// Let running requests finish, then end the workers. Another stop on the way ends it all at once.
