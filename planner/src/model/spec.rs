@@ -43,6 +43,8 @@ pub enum Family {
     XlmRoberta,
     Apertus,
     Baichuan,
+    /// Llama with biases by flags of their own: InternLM 1 and 3, Seed-OSS, MiMo.
+    Biased,
     Bloom,
     ChatGlm,
     Cohere,
@@ -171,6 +173,10 @@ pub struct Extras {
 pub struct PerLayerInput {
     pub vocab_size: u64,
     pub width: u64,
+    /// Gemma 3n: rank of the learned residual beside attention; 0 for none.
+    pub laurel_rank: u64,
+    /// Gemma 3n: copies of the stream that take turns (AltUp); 0 for none.
+    pub altup_inputs: u64,
 }
 
 impl ModelSpec {

@@ -49,9 +49,17 @@ proptest! {
         max_model_len in 1_u64..100_000,
     ) {
         let mut map = fields_of(&config);
-        let keys: Vec<String> = map.keys().cloned().collect();
-        for (key, value) in changes {
-            map.insert(key.get(&keys).clone(), value);
+        for (i, (key, value)) in changes.into_iter().enumerate() {
+            // Now in the file's own fields, now in those of the language model or the quantisation.
+            let inner = ["text_config", "quantization_config", ""][i % 3];
+            let object = match map.get(inner).is_some_and(Value::is_object) {
+                true => map.get_mut(inner).and_then(Value::as_object_mut).unwrap(),
+                false => &mut map,
+            };
+            let keys: Vec<String> = object.keys().cloned().collect();
+            if !keys.is_empty() {
+                object.insert(key.get(&keys).clone(), value);
+            }
         }
         let Ok(spec) = parse_config(&serde_json::to_vec(&map).unwrap()) else { return Ok(()) };
         prop_assert!(families::program(&spec).parameters() > 0);

@@ -34,13 +34,13 @@ enum Check {
 
 /// What a reproduced row rests on.
 #[derive(Clone, Copy, PartialEq)]
-enum Rests {
+enum RestsOn {
     /// On what it says, and on the model.
-    OnFacts,
+    Facts,
     /// On flags that it does not say; they were found by trying which explain it to the last digit.
-    OnAssumption,
+    Assumption,
     /// On itself: no geometry in it.
-    OnItself,
+    Itself,
 }
 use Check::{Agree, Blocks, CpuBlocks, Listed, Needed, Tokens};
 
@@ -130,12 +130,12 @@ const ROWS: &[Row] = &[
 /// Lines whose flags were found by trying.
 const ASSUMED: [usize; 5] = [11, 13, 26, 39, 48];
 
-fn rests(line: usize, check: &Check) -> Rests {
+fn rests(line: usize, check: &Check) -> RestsOn {
     match check {
         // Line 17 also states the bytes of a request.
-        Agree if line != 17 => Rests::OnItself,
-        _ if ASSUMED.contains(&line) => Rests::OnAssumption,
-        _ => Rests::OnFacts,
+        Agree if line != 17 => RestsOn::Itself,
+        _ if ASSUMED.contains(&line) => RestsOn::Assumption,
+        _ => RestsOn::Facts,
     }
 }
 
@@ -283,9 +283,9 @@ fn engines_logs_are_reproduced_or_listed() {
             (_, None) => agree(&row, options.block_size_tokens),
         };
         let (word, count) = match rests(*line, check) {
-            Rests::OnFacts => ("reproduced                 ", &mut on_facts),
-            Rests::OnAssumption => ("reproduced on an assumption", &mut on_assumption),
-            Rests::OnItself => ("agrees with itself         ", &mut on_itself),
+            RestsOn::Facts => ("reproduced                 ", &mut on_facts),
+            RestsOn::Assumption => ("reproduced on an assumption", &mut on_assumption),
+            RestsOn::Itself => ("agrees with itself         ", &mut on_itself),
         };
         if ok {
             *count += 1;

@@ -1,7 +1,10 @@
 //! One test binary for the crate.
 
+mod bad_configs;
 mod config_fuzz;
 mod engine_logs;
+mod engines;
+mod families;
 mod fixtures;
 mod golden;
 mod planning;

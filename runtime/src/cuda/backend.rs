@@ -9,6 +9,7 @@ use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, check_model, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
+use super::prepare::run_products;
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
@@ -465,19 +466,19 @@ impl Backend for CudaBackend {
         self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
     }
 
-    fn idle(&mut self) -> Result<bool, BackendError> {
-        if !self.in_flight.is_empty() {
-            return Ok(false);
-        }
-        self.do_next().map_err(|e| e.into_backend_error(&self.info.device))
-    }
-
     fn counts_tokens(&self) -> bool {
         true
     }
 
     fn last_step_time(&self) -> Option<Duration> {
         self.last_step_time
+    }
+
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        if !self.in_flight.is_empty() {
+            return Ok(false);
+        }
+        self.do_next().map_err(|e| e.into_backend_error(&self.info.device))
     }
 }
 

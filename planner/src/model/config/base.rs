@@ -3,8 +3,8 @@
 use super::architecture::{self, Architecture};
 use super::{ConfigError, activation, dtype, fields::Fields, limits, quantization, rope};
 use crate::model::{
-    Activation, AttentionSpec, Extras, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind, Positions,
-    QkNorm, RopeScaling, RopeSpec,
+    Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
+    Positions, QkNorm, RopeScaling, RopeSpec,
 };
 use serde_json::Value;
 use std::ops::RangeInclusive;
@@ -239,9 +239,13 @@ impl<'a> Base<'a> {
                 stated = Some(stated.map_or(length, |s: u64| s.min(length)));
             }
         }
-        let stated = match stated {
-            Some(stated) => stated,
-            None => self.need(NAMES[0], limits::POSITIONS)?,
+        let stated = match (stated, self.arch.family) {
+            (Some(stated), _) => stated,
+            // Without positions there is no length; a million tokens is what such models are tried with.
+            (None, Family::Mamba | Family::Mamba2) => 1 << 20,
+            // ALiBi files leave out the 2,048 tokens that the model was trained on.
+            (None, Family::Bloom) => 2048,
+            (None, _) => self.need(NAMES[0], limits::POSITIONS)?,
         };
         rope::planned_context(&self.text, stated)
     }

@@ -94,7 +94,10 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required_uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
-        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        let mut expected = format!("a whole number from {} to {}", range.start(), range.end());
+        if names.len() > 1 {
+            expected.push_str(&format!(" (also read: {})", names[1..].join(", ")));
+        }
         self.uint(names, range)?.ok_or_else(|| ConfigError::Missing { field: self.path(names[0]), expected })
     }
 

@@ -3,8 +3,8 @@
 use super::naming::{Naming, naming};
 use super::{experts, mixers};
 use crate::model::{
-    BufferId, Builder, Feature, Ffn, LayerSpec, MlpSpec, ModelSpec, PlannedOp, Positions, Program, Role, Rows, Shard,
-    Task, WeightId,
+    BufferId, Builder, Feature, Ffn, LayerSpec, MlpSpec, ModelSpec, PerLayerInput, PlannedOp, Positions, Program, Role,
+    Rows, Shard, Task, WeightId,
 };
 
 pub fn program(spec: &ModelSpec) -> Program {
@@ -156,6 +156,7 @@ impl Emit<'_, '_> {
                 let name = self.name("", name);
                 weights.push(self.matrix(&name, out, width, Shard::Replicated));
             }
+            self.laurel_and_altup(input, &mut weights);
             let name = self.name("", "post_per_layer_input_norm.weight");
             weights.push(self.vector(&name, hidden, Shard::Replicated));
             let tables = input.vocab_size.saturating_mul(input.width);
@@ -175,6 +176,37 @@ impl Emit<'_, '_> {
             weights.push(self.vector(&format!("{name}_scale"), 3, Shard::Replicated));
         }
         self.op(Feature::HyperConnections, "several residual streams", (x, None), weights, streams * hidden)
+    }
+}
+
+impl Emit<'_, '_> {
+    /// Gemma 3n: a low-rank residual, and the small matrices that predict and correct the copies of the stream.
+    fn laurel_and_altup(&mut self, input: PerLayerInput, weights: &mut Vec<WeightId>) {
+        let (hidden, rank, inputs) = (self.spec.hidden_size, input.laurel_rank, input.altup_inputs);
+        if rank > 0 {
+            for (part, out, width) in [("linear_left", rank, hidden), ("linear_right", hidden, rank)] {
+                let name = self.name("laurel", part);
+                weights.push(self.matrix(&name, out, width, Shard::Replicated));
+            }
+        }
+        if inputs > 0 {
+            let parts = [
+                ("modality_router", inputs, hidden),
+                ("prediction_coefs", inputs * inputs, inputs),
+                ("correction_coefs", inputs, inputs),
+            ];
+            for (part, out, width) in parts {
+                let name = self.name("altup", part);
+                weights.push(self.p.weight(format!("{name}.weight"), &[out, width], Shard::Replicated));
+            }
+            // Once for the model: a projection in and out for each further copy.
+            for i in 1..if self.layer == 0 { inputs } else { 0 } {
+                for part in ["altup_projections", "altup_unembed_projections"] {
+                    let name = format!("model.{part}.{}", i - 1);
+                    weights.push(self.matrix(&name, hidden, hidden, Shard::Replicated));
+                }
+            }
+        }
     }
 }
 

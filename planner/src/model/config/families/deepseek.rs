@@ -9,7 +9,7 @@ use crate::model::{
 
 pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
-    if base.text.value("kv_lora_rank").is_none() {
+    if arch.name == "DeepseekForCausalLM" {
         return grouped(&base);
     }
     let latent = latent(&base)?;

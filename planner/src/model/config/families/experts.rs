@@ -185,10 +185,8 @@ pub(in super::super) fn step(arch: &Architecture, root: &Fields<'_>) -> Result<M
         }
     }
     let moe = base.experts()?;
-    let shared = match base.get(&["share_expert_dim", "share_expert_dims"], limits::INTERMEDIATE)? {
-        Some(size) => Some(MlpSpec { intermediate_size: size, ..moe.expert }),
-        None => None,
-    };
+    let shared = base.get(&["share_expert_dim", "share_expert_dims"], limits::INTERMEDIATE)?;
+    let shared = shared.map(|size| MlpSpec { intermediate_size: size, ..moe.expert });
     let router = if base.flag("use_moe_router_bias")? { Router::ScoreCorrected } else { Router::Plain };
     let ffns = base.dense_then_experts(base.mlp()?, MoeSpec { shared, router, ..moe })?;
     let masks = base.masks(|i| !i.is_multiple_of(4))?;
@@ -222,7 +220,10 @@ pub(in super::super) fn llama4(arch: &Architecture, root: &Fields<'_>) -> Result
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads()?)? };
     let chunk = base.get(&["attention_chunk_size"], limits::POSITIONS)?;
     let interval = base.get(&["nope_layer_interval"], limits::LAYERS)?.unwrap_or(4);
-    let rotates = base.flags(&base.text, "no_rope_layers").ok().flatten();
+    let rotates = match base.text.list("no_rope_layers")? {
+        None | Some([]) => None,
+        Some(_) => base.flags(&base.text, "no_rope_layers")?,
+    };
     let words = base.words("layer_types")?;
     let chunked = |i: u64| match (&words, &rotates) {
         (Some(words), _) => words[i as usize] == "chunked_attention",

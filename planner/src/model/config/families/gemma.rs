@@ -48,7 +48,9 @@ pub(in super::super) fn later(arch: &Architecture, root: &Fields<'_>) -> Result<
     let spec = gemma_spec(&base, base.spec(layers)?)?;
     let width = base.get(&["hidden_size_per_layer_input"], 0..=*limits::HIDDEN.end())?.filter(|&width| width > 0);
     let vocab_size = base.get(&["vocab_size_per_layer_input"], limits::VOCAB)?.unwrap_or(spec.vocab_size);
-    let per_layer_input = width.map(|width| PerLayerInput { vocab_size, width });
+    let laurel_rank = base.get(&["laurel_rank"], 0..=*limits::RANK.end())?.unwrap_or(0);
+    let altup_inputs = base.get(&["altup_num_inputs"], 0..=64)?.unwrap_or(0);
+    let per_layer_input = width.map(|width| PerLayerInput { vocab_size, width, laurel_rank, altup_inputs });
     Ok(ModelSpec { extras: Extras { per_layer_input, ..spec.extras }, ..spec })
 }
 

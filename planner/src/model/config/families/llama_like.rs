@@ -20,6 +20,20 @@ pub(in super::super) fn intern_lm2(arch: &Architecture, root: &Fields<'_>) -> Re
     base.spec(base.uniform(AttentionSpec { qkv_bias: bias, output_bias: bias, ..attention }, base.mlp()?))
 }
 
+/// InternLM 1 and 3 (`bias`, `qkv_bias`), Seed-OSS (`attention_bias`, `attention_out_bias`), MiMo (`attention_bias` on
+/// q, k and v).
+pub(in super::super) fn biased(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    let base = Base::read(arch, root)?;
+    let bias = base.flag("bias")?;
+    let attention = base.attention(base.kv_heads_or_all()?)?;
+    let attention = AttentionSpec {
+        qkv_bias: bias || base.flag("qkv_bias")? || attention.qkv_bias,
+        output_bias: bias || base.flag("attention_out_bias")?,
+        ..attention
+    };
+    base.spec(base.uniform(attention, base.mlp()?))
+}
+
 /// Baichuan: the 13B has ALiBi instead of rotary positions.
 pub(in super::super) fn baichuan(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
@@ -39,17 +53,30 @@ pub(in super::super) fn post_norm(arch: &Architecture, root: &Fields<'_>) -> Res
     let exaone = arch.family == crate::model::Family::Exaone4;
     let qk_norm = if exaone { QkNorm::PerHead } else { QkNorm::AllHeads };
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads_or_all()?)? };
-    let pattern = base.text.string(&["sliding_window_pattern"]).ok().flatten().map(|(_, pattern)| pattern.as_bytes());
-    let slides = |i: u64| match pattern {
-        Some(pattern) if !pattern.is_empty() => pattern[i as usize % pattern.len()] == b'L',
-        _ => false,
-    };
+    let slides = sliding_pattern(&base)?;
     let mlp = base.mlp()?;
     let layers = base.masks(slides)?.into_iter().map(|mask| {
         let attention = AttentionSpec { mask, ..attention.clone() };
         attention_layer(attention, Ffn::Dense(mlp))
     });
     base.spec(layers.collect())
+}
+
+/// Letters for the layers (`LLLG`: three local, one global), or every n-th layer global.
+fn sliding_pattern(base: &Base<'_>) -> Result<impl Fn(u64) -> bool, ConfigError> {
+    const FIELD: &str = "sliding_window_pattern";
+    let local: Vec<bool> = match base.text.value(FIELD) {
+        None => Vec::new(),
+        Some(value) if value.is_string() => {
+            let letters = base.text.string(&[FIELD])?.map_or("", |(_, letters)| letters);
+            letters.bytes().take(1024).map(|letter| letter == b'L').collect()
+        }
+        Some(_) => {
+            let every = base.need(FIELD, limits::LAYERS)?;
+            (1..=every).map(|i| i < every).collect()
+        }
+    };
+    Ok(move |i: u64| !local.is_empty() && local[i as usize % local.len()])
 }
 
 /// OLMoE: QK norm over all heads, experts in every layer.

@@ -35,6 +35,7 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         | Family::XlmRoberta => return None,
         Family::Apertus => llama_like::apertus,
         Family::Baichuan => llama_like::baichuan,
+        Family::Biased => llama_like::biased,
         Family::Bloom => gpt::bloom,
         Family::ChatGlm => glm::chat_glm,
         Family::Cohere => llama_like::cohere,

@@ -107,7 +107,7 @@ fn linear_layers(base: &Base<'_>) -> Result<Vec<bool>, ConfigError> {
 
 /// Experts in every layer but those of `mlp_only_layers` and off `decoder_sparse_step`; dense models have none.
 fn ffns(base: &Base<'_>) -> Result<Vec<Ffn>, ConfigError> {
-    if base.get(&["num_experts"], 0..=*limits::EXPERTS.end())?.unwrap_or(0) == 0 {
+    if base.text.value("num_experts").is_none() && base.arch.family == Family::Qwen3Next {
         return Ok(vec![Ffn::Dense(base.mlp()?); base.layers as usize]);
     }
     let moe = base.experts()?;
