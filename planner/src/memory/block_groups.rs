@@ -4,8 +4,9 @@
 //! `platforms/interface.py` (block size of hybrids).
 
 use super::{CacheKind, KvFormat, LayerCache, layer_caches, served_dtype};
-use crate::model::{DType, Family, Mixer, ModelSpec, StateSpec};
+use crate::model::{CompressedAttentionSpec, DType, Family, Mixer, ModelSpec, StateSpec};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What a pool is laid out with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,7 @@ impl Groups {
         let one_kind = buckets.iter().all(|b| matches!(b.cache.kind, CacheKind::Full | CacheKind::Indexer));
         let (groups, bytes_per_block) = match &buckets[..] {
             [] => (Vec::new(), 0),
+            _ if compressed_layers(spec).next().is_some() => compressed_groups(spec),
             // All layers need the same tokens: one table, and pages side by side.
             all if one_kind || all.len() == 1 && !fixed(all[0].cache.kind) => {
                 let bytes: u64 = all.iter().map(|b| b.layers * b.cache.bytes_per_entry).sum();
@@ -225,6 +227,65 @@ fn state_bytes(cache: LayerCache, state: &StateSpec, spec: &ModelSpec, options: 
     let of_tap = convolution / taps / served.bytes() * conv_dtype.bytes();
     let conv_taps = if state.conv_kernel > 1 { taps + options.speculative_tokens } else { 0 };
     recurrent * options.state_dtype.map_or(old, DType::bytes) + of_tap * conv_taps
+}
+
+fn compressed_layers(spec: &ModelSpec) -> impl Iterator<Item = &CompressedAttentionSpec> {
+    spec.layers.iter().filter_map(|layer| match &layer.mixer {
+        Mixer::Compressed(attention) => Some(attention),
+        _ => None,
+    })
+}
+
+/// DeepSeek-V4 (`models/deepseek_v4/{attention,compressor}.py`, `mla/sparse_swa.py`): compressed states of 256 tokens
+/// share a block with the indexer's keys; windows have blocks of 64 tokens and compressor states blocks of 4 or 8, so
+/// that their pages are equal. Pages are whole rows of 576 bytes; the widest group sets the block.
+fn compressed_groups(spec: &ModelSpec) -> (Vec<Group>, u64) {
+    const BLOCK: u64 = 256;
+    const ROW_BYTES: u64 = 576;
+    let page = |entries: u64, bytes: u64| (entries * bytes).next_multiple_of(ROW_BYTES);
+    let caches = layer_caches(spec, 1, DType::BF16.into());
+    let (mut shared_bytes, mut shared_layers, mut windows, mut window) = (0_u64, 0, 0_u64, 1);
+    // By tokens in a state: compressor states, and bytes of all of them in one block.
+    let mut compressors: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    let mut window_page = 0;
+    for (attention, caches) in compressed_layers(spec).zip(caches) {
+        let tokens = attention.tokens_per_state;
+        (windows, window) = (windows + 1, attention.window);
+        for cache in caches {
+            match cache.kind {
+                CacheKind::Sliding { .. } => window_page = page(64, cache.bytes_per_entry),
+                CacheKind::Compressed { .. } => {
+                    shared_layers += 1;
+                    shared_bytes += page(BLOCK.div_ceil(tokens.max(1)), cache.bytes_per_entry);
+                }
+                _ => {
+                    let (span, held) = compressor_block(tokens);
+                    let (count, bytes) = compressors.entry(tokens).or_default();
+                    (*count, *bytes) = (*count + 1, *bytes + page(held, cache.bytes_per_entry / span.max(1)));
+                }
+            }
+        }
+    }
+    let mut groups = vec![Group { kind: CacheKind::Full, layers: shared_layers, block_size_tokens: BLOCK }];
+    let mut widest = shared_bytes;
+    for (&tokens, &(layers, bytes)) in &compressors {
+        let (span, block_size_tokens) = compressor_block(tokens);
+        groups.push(Group { kind: CacheKind::Sliding { window_tokens: span }, layers, block_size_tokens });
+        widest = widest.max(bytes);
+    }
+    // Windows are dealt over as many groups as keep them narrower than the rest.
+    let count = (windows * window_page).div_ceil(widest.max(window_page).max(1)).max(1);
+    for i in 0..count {
+        let layers = (windows - i.min(windows)).div_ceil(count);
+        groups.push(Group { kind: CacheKind::Sliding { window_tokens: window }, layers, block_size_tokens: 64 });
+        widest = widest.max(layers * window_page);
+    }
+    (groups, widest)
+}
+
+/// Tokens that a compressor looks back on (states over few tokens overlap), and tokens in one of its blocks.
+fn compressor_block(tokens_per_state: u64) -> (u64, u64) {
+    if tokens_per_state <= 4 { (2 * tokens_per_state, 4) } else { (tokens_per_state, 8) }
 }
 
 /// Takes the same blocks whatever the length.

@@ -117,6 +117,8 @@ fn parameters_are_within_half_a_percent_of_the_published_figures() {
             if !close(ours as f64, &row.total) {
                 off.push(format!("{}: {ours} against {} ({})", row.config, row.total, row.source));
             }
+            let deviation = 100.0 * (ours as f64 / published(&row.total).0 - 1.0);
+            println!("{:<55} {ours:>16} {:>14} {deviation:+.2} %", row.config, row.total);
             totals += 1;
         }
         if !row.active.is_empty() {
@@ -129,6 +131,8 @@ fn parameters_are_within_half_a_percent_of_the_published_figures() {
             if !close(ours as f64, &row.active) {
                 off.push(format!("{}: {ours} active against {} ({})", row.config, row.active, row.source));
             }
+            let deviation = 100.0 * (ours as f64 / published(&row.active).0 - 1.0);
+            println!("{:<55} {ours:>16} {:>14} {deviation:+.2} % active", row.config, row.active);
             actives += 1;
         }
     }
