@@ -8,6 +8,8 @@ typedef u64 tile_t;  // descriptor of a tile in shared memory
 DEVICE tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(panels >> 4) << 16 | (u64)(groups >> 4) << 32 | 1ull << 62;
 }
+// The tile `bytes` further on.
+DEVICE tile_t moved_tile(tile_t tile, u32 bytes) { return tile + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
