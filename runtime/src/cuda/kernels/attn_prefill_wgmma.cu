@@ -1,26 +1,21 @@
 // Paged causal attention of prefill chunks with Hopper's warpgroup products: what attn_prefill.cu does, with the same
 // arguments and results, for head_dim 64 and 128 on sm_90a.
 //
-// Grid: as many blocks as multiprocessors or work items, an item being 128 rows of one head: heads * tiles of them, tiles
-// being the sum over sequences of ceil(rows / 128), or more. (2 + 1) * 128 threads. Dynamic shared memory:
-// (128 + 2 * STAGES * 128) * HEAD_DIM * 2 + 1024 bytes.
+// Here keys and values come as tensor maps of the caches, not as the caches themselves (see tensor_map.rs).
+// Grid: as many blocks as multiprocessors, or fewer for fewer items; an item is 128 rows of one head, heads * tiles of them,
+// tiles being the sum over sequences of ceil(rows / 128), or more. 3 * 128 threads. Dynamic shared memory:
+// (128 + 4 * 128) * HEAD_DIM * 2 + 1024 bytes. One launch of a module at a time: blocks share a counter.
 //
-// Items go from the longest rows to the shortest, dealt forwards and backwards in turn, so that the blocks end together.
-// One warpgroup brings Q, K and V in by cp.async, ahead of and across items, in the swizzled layout that wgmma reads;
-// two of 64 queries each compute. These issue the scores of the next tile before the sum over the tile at hand, so that
-// the softmax of one runs beside the products of the other (FlashAttention 3, section 3.2), and take turns in issuing,
-// so that one has products under way while the other is in its softmax (section 3.1).
-// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs.
+// A block takes items one after another, the longest first, as it gets free. One warpgroup brings in Q (cp.async) and K and V
+// (the copy engine, a box of 16 tokens and 64 columns at a time), ahead of and across items, in the swizzled layout that
+// wgmma reads; two of 64 queries each compute. These issue the scores of the next tile before the sum over the tile at hand,
+// so that the softmax runs beside the products (FlashAttention 3, section 3.2). The maximum that weights are relative to
+// follows only jumps of more than 2^8: o is hardly ever rescaled, and nothing overflows.
+// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs. On an H200 at head_dim 128: 463 TFLOP/s at 8,192 tokens, 338 at
+// 32 x 1,024; at head_dim 64: 411 and 270. Letting the warpgroups take turns in issuing, a third stage, and loading by
+// cp.async were all slower; without any loads it would be 474.
 
-#ifndef STAGES
 #define STAGES 2
-#endif
-#ifndef TAKE_TURNS
-#define TAKE_TURNS 1
-#endif
-#ifndef LAZY
-#define LAZY 1
-#endif
 #define CONSUMERS 2
 #define ROWS (64 * CONSUMERS)
 #define KEY_TILE 128
@@ -105,28 +100,33 @@ DEVICE void clear_rows(smem_t tile, int row) {
     store_shared16(tile + swizzled(i / CHUNKS, i % CHUNKS, KEY_TILE), u32x4{{0, 0, 0, 0}});
 }
 
-// Named barriers: those on which warpgroups wait for their turn come first.
-#define NEXT_ITEM 8
-#define CLEARED 9
+// Named barriers; the second is one for each warpgroup that computes.
+#define NEXT_ITEM 1
+#define CLEARED 2
 
+template <bool VALUE> struct Choice {
+  static constexpr bool value = VALUE;
+};
 struct Mask {
   int window;
   float scale, softcap;
 };
 
-// Scores of one tile to weights, in place; the running maximum and sum move on. alpha: what o must be multiplied by.
+// Scores of one tile to weights, in place; the running maximum and sum move on. alpha: what o must be multiplied by. Whether
+// that is not 1 for any row of this warp. MASKED: with what the loop over tiles in the past of all rows need not carry along.
+template <bool MASKED>
 DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[2], float (&alpha)[2], int key0, int lane_first,
                          int group_first, const Mask& mask) {
   const int lane = threadIdx.x & 31;
-  const float factor = mask.softcap > 0.f ? LOG2E : mask.scale * LOG2E;
-  bool moved = !LAZY;
-  if (mask.softcap > 0.f) {
+  const float factor = MASKED && mask.softcap > 0.f ? LOG2E : mask.scale * LOG2E;
+  bool moved = false;
+  if (MASKED && mask.softcap > 0.f) {
 #pragma unroll
     for (int n = 0; n < KEY_TILE / 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) s[n][e] = soft_cap(s[n][e] * mask.scale, mask.softcap);
   }
-  if (key0 + KEY_TILE - 1 > group_first || (mask.window > 0 && key0 <= group_first + 63 - mask.window)) {
+  if (MASKED && (key0 + KEY_TILE - 1 > group_first || (mask.window > 0 && key0 <= group_first + 63 - mask.window))) {
 #pragma unroll
     for (int n = 0; n < KEY_TILE / 8; n++)
 #pragma unroll
@@ -142,10 +142,8 @@ DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[
     for (int n = 0; n < KEY_TILE / 8; n++) most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-#if LAZY
     most = (most - m[half]) * factor > 8.f ? most : m[half];  // while nothing was seen, m is -inf: inf > 8
     moved |= most != m[half];
-#endif
     const float base = most == minus_infinity() ? 0.f : most * factor;  // nothing seen yet: exponents stay -inf
     alpha[half] = exp2_fast(m[half] * factor - base);
     m[half] = most;
@@ -159,7 +157,7 @@ DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[
       }
     l[half] = l[half] * alpha[half] + sum;
   }
-  return LAZY ? __ballot_sync(FULL_WARP, moved) != 0 : true;
+  return __ballot_sync(FULL_WARP, moved) != 0;
 }
 
 DEVICE void issue_scores(float (&s)[KEY_TILE / 8][4], smem_t queries, smem_t keys) {
@@ -299,8 +297,6 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
     const smem_t queries = q_at + wgroup * 64 * 128;
     const Mask mask = {window, scale, softcap};
     Turn key_turn, value_turn;
-    // Barrier 1 + w: warpgroup w may issue. The first has its turn from the one that would come before it.
-    if (TAKE_TURNS && wgroup == CONSUMERS - 1) named_arrive(1, 256);
     for (u32 query_parity = 0;; query_parity ^= 1) {
       barrier_wait(barriers.query_full(), query_parity);
       publish_shared();
@@ -321,7 +317,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
       wgmma_settle(s);
       if (lane == 0) barrier_arrive(barriers.key_empty(key_turn.stage));
       key_turn.next();
-      softmax_tile(s, m, l, alpha, key0, lane_first, group_first, mask);
+      softmax_tile<true>(s, m, l, alpha, key0, lane_first, group_first, mask);
       pack_weights(p, s);
       if (end < key0 + KEY_TILE) {  // weights there are zero, but what the cache holds may be NaN
         barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
@@ -330,21 +326,20 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
         named_wait(CLEARED + wgroup, 128);
       }
       if (turns > 1) barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
-      for (int turn = 1; turn < turns; turn++) {
+      int turn = 1;
+      const auto next_tile = [&](auto masked) {
         key0 -= KEY_TILE;
-        if (TAKE_TURNS) named_wait(1 + wgroup, 256);
         wgmma_settle(o);
         wgmma_fence();
         issue_scores(s, queries, k_at + key_turn.stage * TILE_BYTES);
         barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
         wgmma_fence();
         issue_sum(o, p, v_at + value_turn.stage * TILE_BYTES);
-        if (TAKE_TURNS) named_arrive(1 + (wgroup + 1) % CONSUMERS, 256);
         wgmma_wait<1>();
         wgmma_settle(s);
         if (lane == 0) barrier_arrive(barriers.key_empty(key_turn.stage));
         key_turn.next();
-        const bool moved = softmax_tile(s, m, l, alpha, key0, lane_first, group_first, mask);
+        const bool moved = softmax_tile<decltype(masked)::value>(s, m, l, alpha, key0, lane_first, group_first, mask);
         wgmma_settle(s);
         // Here because the assembler moves the wait below up to where the path last branched, before the softmax.
         if (turn + 1 < turns) barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
@@ -356,7 +351,10 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
 #pragma unroll
           for (int d = 0; d < HEAD_DIM / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0], o[d][2] *= alpha[1], o[d][3] *= alpha[1];
         pack_weights(p, s);
-      }
+      };
+      const bool all_masked = mask.window > 0 || mask.softcap > 0.f;
+      for (; turn < turns && (all_masked || key0 > group_first + 1); turn++) next_tile(Choice<true>());
+      for (; turn < turns; turn++) next_tile(Choice<false>());
       if (lane == 0) barrier_arrive(barriers.query_empty());
       barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
       wgmma_settle(o);
@@ -393,12 +391,10 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
 #undef CONSUMERS
 #undef KEY_STEPS
 #undef KEY_TILE
-#undef LAZY
 #undef LOADERS
 #undef LOAD_STEP
 #undef NEXT_ITEM
 #undef PANELS
 #undef ROWS
 #undef STAGES
-#undef TAKE_TURNS
 #undef TILE_BYTES

@@ -58,9 +58,8 @@ DEVICE void barrier_wait(smem_t at, u32 parity) {
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   }
 }
-// Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads, some of which may arrive without waiting.
+// Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads.
 DEVICE void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // Registers a thread, for all warps of a warpgroup: what some give back, others take.
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
