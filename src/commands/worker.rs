@@ -50,7 +50,7 @@ pub struct WorkerArgs {
     /// Sequences in one step. Default: 64 on the CPU, 256 on a card.
     #[arg(long)]
     pub max_num_seqs: Option<usize>,
-    /// Tokens in one step. Default: 2048 on the CPU and 8192 on a card, and for embedding models at least the longest text.
+    /// Tokens in one step. Default: 2048 on the CPU and 8448 on a card, and for embedding models at least the longest text.
     #[arg(long, value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait; beyond it the answer is 429.

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 10] {
+fn sections() -> [(&'static str, Section); 11] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),

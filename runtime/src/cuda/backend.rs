@@ -190,11 +190,12 @@ impl CudaBackend {
     fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
         self.check(batch)?;
         self.model.executor.device.bind()?;
-        let (shape, mode, prefill) = self.shape(batch);
+        let (shape, mut mode, prefill) = self.shape(batch);
         if let Mode::Replay { bucket } = mode
             && !self.graphs.contains_key(&bucket)
+            && !self.capture(bucket)?
         {
-            self.capture(bucket)?;
+            mode = Mode::Launch;
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);
@@ -465,19 +466,19 @@ impl Backend for CudaBackend {
         self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
     }
 
-    fn idle(&mut self) -> Result<bool, BackendError> {
-        if !self.in_flight.is_empty() {
-            return Ok(false);
-        }
-        self.do_next().map_err(|e| e.into_backend_error(&self.info.device))
-    }
-
     fn counts_tokens(&self) -> bool {
         true
     }
 
     fn last_step_time(&self) -> Option<Duration> {
         self.last_step_time
+    }
+
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        if !self.in_flight.is_empty() {
+            return Ok(false);
+        }
+        self.do_next().map_err(|e| e.into_backend_error(&self.info.device))
     }
 }
 

@@ -90,16 +90,16 @@ impl Sizes {
         })
     }
 
+    /// Biases of the step with the most: no request names more tokens.
+    pub const fn bias_entries(&self) -> usize {
+        self.max_num_seqs * MAX_NAMED_TOKENS
+    }
+
     /// Powers of two first, the smallest of all in front.
     pub fn commonest_buckets(&self) -> Vec<usize> {
         let mut buckets = self.decode_buckets.clone();
         buckets.sort_by_key(|b| (!b.is_power_of_two(), *b));
         buckets
-    }
-
-    /// Biases of the step with the most: no request names more tokens.
-    pub const fn bias_entries(&self) -> usize {
-        self.max_num_seqs * MAX_NAMED_TOKENS
     }
 
     /// The step with the most metadata.

@@ -34,6 +34,10 @@ pub enum GraphCapture {
     Never,
 }
 
+/// 64 rows for each of the 132 multiprocessors of an H100 or H200: tiles of 128 rows then fill the card without a rest,
+/// where 8,192 rows leave 3 % of it idle.
+pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 132 * 64;
+
 impl Default for CudaOptions {
     fn default() -> Self {
         Self {
@@ -41,7 +45,7 @@ impl Default for CudaOptions {
             gpu_memory_utilization: 0.9,
             max_model_len: None,
             max_num_seqs: 256,
-            max_num_batched_tokens: 8192,
+            max_num_batched_tokens: DEFAULT_MAX_NUM_BATCHED_TOKENS,
             kv_cache_bytes: None,
             graphs: GraphCapture::AtStart,
             tuning_budget: Duration::from_millis(300),

@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Products are measured at these rows too, as far as steps may be that large.
-const LARGE_ROWS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
+/// Products are measured at these rows too, as far as steps may be that large, and at those of the largest step: while
+/// prompts wait every step is that large.
+const LARGE_ROWS: [usize; 4] = [512, 1024, 2048, 4096];
 /// Operands of one product that a measurement goes over.
 const TRIAL_LAYERS: usize = 12;
 /// Rows of the first steps of all: a short prompt, then one token.
@@ -93,8 +94,9 @@ fn products(plan: &Plan, rows: usize) -> BTreeMap<GemmShape, Vec<GemmOperands>> 
 
 /// Every product at every number of rows that decode steps have, and at some of prefill's; the commonest first.
 fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
-    let large = LARGE_ROWS.iter().filter(|&&r| r > sizes.max_num_seqs && r <= sizes.max_num_batched_tokens);
-    let rows = sizes.commonest_buckets().into_iter().map(|b| (b, true)).chain(large.map(|&r| (r, false)));
+    let most = sizes.max_num_batched_tokens;
+    let large = LARGE_ROWS.into_iter().filter(|&r| r < most).chain([most]).filter(|&r| r > sizes.max_num_seqs);
+    let rows = sizes.commonest_buckets().into_iter().map(|b| (b, true)).chain(large.map(|r| (r, false)));
     let of_rows = |(rows, is_decode)| {
         // Heads have rows only for sequences: never as many as prefill has tokens.
         let wanted = move |shape: &GemmShape| is_decode || !shape.f32_out;

@@ -130,15 +130,6 @@ pub trait Backend: Send {
         Err(self.runs_one_by_one())
     }
 
-    /// Do a few milliseconds of work that can wait. Called while no step is under way and no request waits; true: there
-    /// is more of it.
-    ///
-    /// # Errors
-    /// A fatal one ends the engine; after any other it is not called again.
-    fn idle(&mut self) -> Result<bool, BackendError> {
-        Ok(false)
-    }
-
     /// Whether it keeps count of the tokens that it chooses. Then a row with penalties need not wait for the token before
     /// it: [`RowSampling::output_token_ids`] is set where all of them are known (when a sequence starts, or comes back
     /// after preemption) and empty otherwise.
@@ -149,6 +140,15 @@ pub trait Backend: Send {
     /// Time that the device took for the step that [`Self::collect`] returned last; `None` from one that does not measure.
     fn last_step_time(&self) -> Option<Duration> {
         None
+    }
+
+    /// Do a few milliseconds of work that can wait. Called while no step is under way and no request waits; true: there
+    /// is more of it.
+    ///
+    /// # Errors
+    /// A fatal one ends the engine; after any other it is not called again.
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
     }
 
     #[doc(hidden)]

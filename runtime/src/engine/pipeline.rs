@@ -29,25 +29,18 @@ pub struct Pipeline {
     counts_tokens: bool,
     flights: VecDeque<Flight>,
     spare: Vec<Flight>,
-    /// The device has done all that can wait. Steps may give it more.
-    nothing_put_off: bool,
     /// In all that [`Self::collect`] was waited for.
     waited: Duration,
+    /// The device has done all that can wait. Steps may give it more.
+    nothing_put_off: bool,
 }
 
 impl Pipeline {
     pub fn new(backend: Box<dyn Backend>) -> Self {
         let depth = backend.max_steps_in_flight().clamp(1, MAX_DEPTH);
         let counts_tokens = backend.counts_tokens();
-        Self {
-            backend,
-            depth,
-            counts_tokens,
-            flights: VecDeque::new(),
-            spare: Vec::new(),
-            nothing_put_off: false,
-            waited: Duration::ZERO,
-        }
+        let (flights, spare) = (VecDeque::new(), Vec::new());
+        Self { backend, depth, counts_tokens, flights, spare, waited: Duration::ZERO, nothing_put_off: false }
     }
 
     pub fn is_empty(&self) -> bool {

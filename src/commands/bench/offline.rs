@@ -111,7 +111,8 @@ fn load(args: &BenchArgs, model: Model, work: Workload) -> anyhow::Result<Loaded
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn cuda_failure(error: CudaError) -> anyhow::Error {
-    Failure { code: exit::code_of(error.kind()), message: error.to_string(), hint: None }.into()
+    let code = error.kind().exit_code();
+    Failure { code, message: error.to_string(), hint: None }.into()
 }
 
 fn start(loaded: Loaded, num_prompts: usize) -> anyhow::Result<EngineHandle> {
