@@ -9,7 +9,6 @@ use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, check_model, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
-use super::prepare::run_products;
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
