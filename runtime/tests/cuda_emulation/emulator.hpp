@@ -49,7 +49,8 @@ struct Warp {
 
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
-inline Barrier block_barrier;
+inline Barrier block_barrier, named_barriers[16];
+inline std::vector<std::function<void()>> landings;  // of copies that a barrier hears of
 inline int current, alive;
 inline jmp_buf scheduler;
 inline dim3 block_index, grid, block;
@@ -66,14 +67,17 @@ inline std::mt19937 order{1};
 inline void yield() {
   if (_setjmp(fibers[current].at) == 0) _longjmp(scheduler, 1);
 }
+inline void arrive(Barrier& barrier, int expected) {
+  if (++barrier.arrived == expected) barrier.arrived = 0, barrier.generation++;
+}
 inline void meet(Barrier& barrier, int expected) {
   const unsigned generation = barrier.generation;
-  if (++barrier.arrived == expected) {
-    barrier.arrived = 0;
-    barrier.generation++;
-    return;
-  }
+  arrive(barrier, expected);
   while (barrier.generation == generation) yield();
+}
+inline void land(const Copy& copy) {
+  if (copy.valid) std::memcpy((void*)copy.to, copy.from, 16);
+  else std::memset((void*)copy.to, 0, 16);
 }
 inline int lane() { return fibers[current].thread.x & 31; }
 inline Warp& warp() { return warps[fibers[current].thread.x >> 5]; }
@@ -102,6 +106,7 @@ inline void run_block(int threads) {
   }
   warps.assign((threads + 31) / 32, Warp());
   block_barrier = {};
+  for (Barrier& b : named_barriers) b = {};
   std::fill(shared.begin(), shared.end(), 0xff);  // NaN
   alive = threads;
   std::vector<int> turn(threads);
@@ -125,6 +130,11 @@ inline void run_block(int threads) {
   std::vector<char> begun(threads, 0);
   int idle_rounds = 0, last_alive = alive;
   while (alive > 0) {
+    for (size_t i = 0; i < landings.size(); i++)
+      if (order() % 3 == 0) {
+        landings[i]();
+        landings.erase(landings.begin() + i--);
+      }
     for (int t : turn) {
       if (fibers[t].done) continue;
       current = t;
@@ -134,10 +144,11 @@ inline void run_block(int threads) {
         setcontext(&fibers[t].start);
       }
     }
-    // Those that are left wait for threads that have ended: a barrier not reached by all.
-    if (alive < threads && alive == last_alive && ++idle_rounds > 1000000) fail("deadlock: a barrier that not all threads reach");
+    // Those that are left wait for one another or for threads that have ended: a barrier not reached by all.
+    if (alive == last_alive && ++idle_rounds > 100000) fail("deadlock: a barrier that not all threads reach");
     if (alive != last_alive) idle_rounds = 0, last_alive = alive;
   }
+  if (!landings.empty()) fail("a thread ended with copies under way");
 }
 
 inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<void()> f) {

@@ -11,8 +11,8 @@ mod sample_row;
 
 pub use super::module::Geometry;
 pub use geometry::{
-    Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles, product,
-    rms_norm, rope, sample, splits, token_state_reset,
+    Prefill, Products, attn_combine, attn_decode, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope,
+    sample, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
 
