@@ -38,7 +38,7 @@ fn norms(card: &Card, random: &mut Random, rows: usize, width: usize) -> Outcome
         let y = card.poisoned(rows * width * 2)?;
         let mut args = vec![pointer(&x_on), pointer(&w_on)];
         args.extend(adds.then(|| pointer(&add_on)));
-        args.extend([pointer(&y), int(width), Arg::Float(1e-6), Arg::Float(offset)]);
+        args.extend([pointer(&y), int(rows), int(width), Arg::Float(1e-6), Arg::Float(offset)]);
         card.run(if adds { "rms_norm_add" } else { "rms_norm" }, 0, geometry, &args)?;
         let mut want = vec![];
         for (row, add) in wide(&x).chunks(width).zip(wide(&add).chunks(width)) {
