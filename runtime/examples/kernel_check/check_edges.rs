@@ -97,8 +97,10 @@ struct Case {
 
 fn rope(card: &Card, random: &mut Random, case: &Case) -> Outcome {
     let &Case { head_dim, rotary, norm, cached } = case;
-    let (heads, kv_heads, blocks) = (1 + random.below(3) * 2, 1 + random.below(2), 4);
-    let (tokens, half, all) = (1 + random.below(60), rotary / 2, heads + 2 * kv_heads);
+    let (heads, kv_heads) = (1 + random.below(3) * 2, 1 + random.below(2));
+    // Few tokens, or enough for the launch that takes a token at a time.
+    let tokens = 1 + random.below(60) + if cached && !norm { 4000 } else { 0 };
+    let (half, all, blocks) = (rotary / 2, heads + 2 * kv_heads, tokens as i32 / 16 + 2);
     let qkv = random.bf16s(tokens * all * head_dim, 1.0);
     let (qw, kw) = (random.bf16s(head_dim, 1.0), random.bf16s(head_dim, 1.0));
     let (cos, sin) = (random.floats(64 * half, 1.0), random.floats(64 * half, 1.0));
