@@ -14,7 +14,7 @@ pub fn all(card: &Card) -> Outcome {
         norms(card, &mut random, rows, width)?;
         gated(card, &mut random, rows, width)?;
     }
-    for (rows, width) in [(1, 8), (2, 32_768), (257, 2048), (256, 2056)] {
+    for (rows, width) in [(1, 8), (2, 32_768), (257, 2048), (256, 2056), (1501, 896), (1026, 1024)] {
         norms(card, &mut random, rows, width)?;
     }
     for head_dim in HEAD_DIMS {
@@ -98,9 +98,9 @@ struct Case {
 fn rope(card: &Card, random: &mut Random, case: &Case) -> Outcome {
     let &Case { head_dim, rotary, norm, cached } = case;
     let (heads, kv_heads) = (1 + random.below(3) * 2, 1 + random.below(2));
-    // Few tokens, or enough for the launch that takes a token at a time.
-    let tokens = 1 + random.below(60) + if cached && !norm { 4000 } else { 0 };
-    let (half, all, blocks) = (rotary / 2, heads + 2 * kv_heads, tokens as i32 / 16 + 2);
+    // From 1,024 tokens on a warp has all heads of one.
+    let tokens = 1 + random.below(60) + if random.below(3) == 0 { 1023 } else { 0 };
+    let (blocks, half, all) = (tokens as i32 / 16 + 2, rotary / 2, heads + 2 * kv_heads);
     let qkv = random.bf16s(tokens * all * head_dim, 1.0);
     let (qw, kw) = (random.bf16s(head_dim, 1.0), random.bf16s(head_dim, 1.0));
     let (cos, sin) = (random.floats(64 * half, 1.0), random.floats(64 * half, 1.0));
