@@ -9,7 +9,6 @@ use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, check_model, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
-use super::prepare::run_products;
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
@@ -191,11 +190,12 @@ impl CudaBackend {
     fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
         self.check(batch)?;
         self.model.executor.device.bind()?;
-        let (shape, mode, prefill) = self.shape(batch);
+        let (shape, mut mode, prefill) = self.shape(batch);
         if let Mode::Replay { bucket } = mode
             && !self.graphs.contains_key(&bucket)
+            && !self.capture(bucket)?
         {
-            self.capture(bucket)?;
+            mode = Mode::Launch;
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);
