@@ -6,6 +6,7 @@ mod error;
 mod notes;
 mod option;
 mod speed;
+mod support;
 mod targets;
 
 pub use accounting::{Accounting, engine_budget};
@@ -13,6 +14,7 @@ pub use changes::Change;
 pub use error::{DoesNotFit, PlanError};
 pub use option::{Concurrency, PlanOption, Rejected, RejectedReason};
 pub use speed::{Bottleneck, Bound, LoadLimit, OptionSpeed, Timed};
+pub use support::Unsupported;
 pub use targets::{Demand, Miss, Rank, TargetKind, Targets, gpus_needed};
 
 use crate::gpus::GpuModel;
@@ -145,6 +147,9 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let program = families::program(request.spec);
     let (options, rejected) = search(request, &program);
     if options.is_empty() {
+        if let Err(unsupported) = support::check(request) {
+            return Err(PlanError::Unsupported(unsupported));
+        }
         if let Some(miss) = Rejected::nearest_miss(&rejected) {
             return Err(PlanError::MissesTarget(miss));
         }
@@ -208,9 +213,11 @@ impl PlanRequest<'_> {
 /// when it is a power of two, which people try.
 fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec<Rejected>) {
     let (mut options, mut rejected) = (Vec::new(), Vec::new());
+    let unsupported = support::check(request);
     for tensor_parallel_size in request.sizes() {
         let reason = match tensor_parallel::check(request.spec, tensor_parallel_size) {
             Err(indivisible) => RejectedReason::Indivisible(indivisible),
+            Ok(()) if unsupported.is_err() => continue,
             Ok(()) => match PlanOption::new(request, program, tensor_parallel_size) {
                 Ok(option) => {
                     options.push(option);

@@ -84,6 +84,8 @@ fn failure(error: &PlanError) -> Failure {
     match error {
         PlanError::MissesTarget(_) => Failure::does_not_fit(error.to_string())
             .hint("leave --gpus out to see how many cards the targets need, or relax the target"),
+        PlanError::Unsupported(_) => Failure::does_not_fit(error.to_string())
+            .hint("another card (--gpu), a checkpoint in another form, or --kv-cache-dtype auto"),
         PlanError::DoesNotFit(_) => Failure::does_not_fit(error.to_string()),
         _ => Failure::usage(error.to_string()),
     }

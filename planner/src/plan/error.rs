@@ -1,4 +1,4 @@
-use super::{Change, MAX_GPUS, Miss, PlanRequest};
+use super::{Change, MAX_GPUS, Miss, PlanRequest, Unsupported};
 use crate::gpus;
 use crate::tensor_parallel::{self, Indivisible};
 use crate::units::{format_bytes, format_count};
@@ -15,6 +15,9 @@ pub enum PlanError {
     /// It fits, and no legal size is fast enough.
     #[error("no option meets the targets: {0}")]
     MissesTarget(Miss),
+    /// No kernel for it on this generation of cards.
+    #[error("{0}")]
+    Unsupported(Unsupported),
     #[error("targets need the rates of the card, and {card} is not in the table")]
     UnknownSpeed { card: String },
 }

@@ -8,6 +8,7 @@ use crate::units::{format_bytes, format_count};
 pub(super) fn notes(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -> Vec<String> {
     [
         stored_dtype(plan),
+        super::support::note(request),
         image_tower(request.spec, request.weights),
         checkpoint_differs(request, program),
         sliding(request, plan),

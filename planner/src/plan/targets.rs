@@ -101,6 +101,7 @@ impl fmt::Display for Miss {
 pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
     let any_number = PlanRequest { gpus: super::MAX_GPUS, ..request.clone() };
     error::check(&any_number)?;
+    super::support::check(request).map_err(PlanError::Unsupported)?;
     let program = families::program(request.spec);
     let mut best: Option<(u64, f64)> = None;
     let mut misses = Vec::new();

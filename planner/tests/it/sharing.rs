@@ -141,6 +141,25 @@ fn the_classic_five_options_come_in_the_known_order() {
     }
 }
 
+#[test]
+fn quantised_weights_need_a_card_that_has_kernels_for_them() {
+    let fp8 = fixtures::spec("nvidia__Llama-3.1-70B-Instruct-FP8");
+    let refused = |gpu: &str, spec: &ModelSpec| plan(&on(spec, gpu, 8, (1024, 256))).map(|plan| plan.notes);
+    let error = refused("t4", &fp8).unwrap_err().to_string();
+    assert!(error.contains("fp8 weights need compute capability 8.0, and Tesla T4 has 7.5"), "{error}");
+    // An A100 widens them; an H100 multiplies in them.
+    assert!(refused("a100-80g", &fp8).unwrap().iter().any(|n| n.contains("does not multiply in fp8")));
+    assert!(refused("h100", &fp8).unwrap().iter().all(|n| !n.contains("does not multiply")));
+    let speed = |gpu: &str| plan(&on(&fp8, gpu, 8, (1024, 256))).unwrap().options.swap_remove(0).speed.unwrap();
+    assert!(speed("h100").requests_per_s > speed("a100-80g").requests_per_s);
+    let awq = fixtures::spec("Qwen__Qwen2.5-14B-Instruct-AWQ");
+    assert!(refused("t4", &awq).is_ok());
+    assert!(refused("v100-32g", &awq).unwrap_err().to_string().contains("int4 weights"));
+    let mut cache = on(&awq, "t4", 8, (1024, 256));
+    cache.kv_cache_dtype = KvCacheDtype::Fp8;
+    assert!(matches!(plan(&cache), Err(PlanError::Unsupported(_))));
+}
+
 fn small_models() -> Vec<SmallModel> {
     ["BAAI__bge-large-en-v1.5", "BAAI__bge-reranker-v2-m3"]
         .map(|name| SmallModel::new(name, fixtures::spec(name), WeightSource::Program).unwrap())
