@@ -219,7 +219,7 @@ pub(super) fn find(root: &Fields<'_>) -> Result<Architecture, ConfigError> {
     const FIELD: &str = "architectures";
     let first = match root.list(FIELD)? {
         None | Some([]) => {
-            let expected = format!("a list with one of {}", known_architectures().join(", "));
+            let expected = "a list with the model's class, such as LlamaForCausalLM".to_owned();
             return Err(ConfigError::Missing { field: FIELD.to_owned(), expected });
         }
         Some([Value::String(name), ..]) => name,
