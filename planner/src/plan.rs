@@ -123,7 +123,7 @@ impl QuantizationSummary {
         match (self.linear, self.experts) {
             (Storage::Packed(linear), _) => linear.name(),
             (Storage::Plain, Storage::Packed(experts)) => format!("{} experts", experts.name()),
-            (Storage::Plain, Storage::Plain) => "named modules".to_owned(),
+            (Storage::Plain, Storage::Plain) => "mixed precision".to_owned(),
         }
     }
 }

@@ -99,11 +99,11 @@ fn flags_have_the_names_that_peers_use() {
 
 #[test]
 fn an_unknown_architecture_is_no_guess() {
-    let directory = directory(&[("config.json", br#"{"architectures":["StrangeForCausalLM"]}"#)]);
+    let directory = directory(&[("config.json", br#"{"architectures":["RwkvForCausalLM"]}"#)]);
     let output = plan(directory.path(), &["--gpu", "h100"]);
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    assert!(text.contains("config.json: unknown architecture `StrangeForCausalLM`; known: "), "{text}");
+    assert!(text.contains("config.json: unknown architecture `RwkvForCausalLM`; known: R"), "{text}");
     assert_eq!(stdout(&output), "");
 }
 

@@ -91,6 +91,8 @@ impl KvLayout {
             ..PoolOptions::new(tensor_parallel_size, KvFormat::from(dtype))
         };
         let pool = Groups::new(spec, options);
+        // Hybrids enlarge it.
+        let block_size_tokens = pool.groups.first().map_or(block_size_tokens, |group| group.block_size_tokens);
         Self { groups, dtype, tensor_parallel_size, block_size_tokens, pool }
     }
 

@@ -72,6 +72,7 @@ const ARCHITECTURES: &[Architecture] = &[
     row("Qwen3VLForConditionalGeneration", Family::Qwen3, IMAGE),
     row("Phi3ForCausalLM", Family::Phi3, LM),
     row("Phi3VForCausalLM", Family::Phi3, LM),
+    row("Phi4MMForCausalLM", Family::Phi3, IMAGE),
     row("Gemma2ForCausalLM", Family::Gemma2, LM),
     row("Gemma3ForCausalLM", Family::Gemma3, LM),
     row("Gemma3ForConditionalGeneration", Family::Gemma3, LM),
@@ -96,6 +97,7 @@ const ARCHITECTURES: &[Architecture] = &[
     row("DbrxForCausalLM", Family::Dbrx, LM),
     row("DeciLMForCausalLM", Family::DeciLm, LM),
     row("DeepseekV2ForCausalLM", Family::DeepseekV2, LM),
+    row("DeepseekVLV2ForCausalLM", Family::DeepseekV2, IMAGE),
     row("DeepseekForCausalLM", Family::DeepseekV2, LM),
     row("DeepseekV3ForCausalLM", Family::DeepseekV3, LM),
     row("DeepseekV32ForCausalLM", Family::DeepseekV3, LM),
@@ -122,6 +124,8 @@ const ARCHITECTURES: &[Architecture] = &[
     row("Glm4ForCausalLM", Family::Glm4, LM),
     row("Glm4vForConditionalGeneration", Family::Glm4, IMAGE),
     row("Glm4MoeForCausalLM", Family::Glm4Moe, LM),
+    row("BailingMoeForCausalLM", Family::Glm4Moe, LM),
+    row("BailingMoeV2ForCausalLM", Family::Glm4Moe, LM),
     row("Glm4vMoeForConditionalGeneration", Family::Glm4Moe, IMAGE),
     row("Dots1ForCausalLM", Family::Glm4Moe, LM),
     row("GlmMoeDsaForCausalLM", Family::GlmMoeDsa, LM),
@@ -172,6 +176,7 @@ const ARCHITECTURES: &[Architecture] = &[
     row("MptForCausalLM", Family::Mpt, LM),
     row("NemotronForCausalLM", Family::Nemotron, LM),
     row("NemotronHForCausalLM", Family::NemotronH, LM),
+    row("NemotronH_Nano_VL_V2", Family::NemotronH, IMAGE),
     row("NomicBertModel", Family::NomicBert, MEAN),
     row("OlmoForCausalLM", Family::Olmo, LM),
     row("OLMoForCausalLM", Family::Olmo, LM),
@@ -219,7 +224,7 @@ pub(super) fn find(root: &Fields<'_>) -> Result<Architecture, ConfigError> {
     const FIELD: &str = "architectures";
     let first = match root.list(FIELD)? {
         None | Some([]) => {
-            let expected = format!("a list with one of {}", known_architectures().join(", "));
+            let expected = "a list with the model's class, such as LlamaForCausalLM".to_owned();
             return Err(ConfigError::Missing { field: FIELD.to_owned(), expected });
         }
         Some([Value::String(name), ..]) => name,

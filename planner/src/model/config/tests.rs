@@ -95,7 +95,7 @@ fn bad_values_are_errors_that_name_field_and_range() {
         ("hidden_act", "3", "is a number, expected a string"),
         ("torch_dtype", "\"int3\"", "`torch_dtype` is `int3`"),
         ("tie_word_embeddings", "\"no\"", "expected true or false"),
-        ("architectures", "[]", "`architectures` is missing, expected a list with one of LlamaForCausalLM"),
+        ("architectures", "[]", "`architectures` is missing, expected a list with the model's class"),
         ("architectures", "\"LlamaForCausalLM\"", "is a string, expected a list"),
         ("architectures", "[1]", "`architectures[0]` is a number"),
         ("layer_types", "[\"full_attention\"]", "one entry for each of the 40 layers"),
@@ -124,7 +124,7 @@ fn text_that_is_not_a_config_is_refused() {
         (b"42", "the file holds a number"),
         (b"{\"a\": 1", "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),
-        (b"{\"architectures\": [\"\\u001b[2JGPT9\"]}", "unknown architecture `?[2JGPT9`; known: LlamaForCausalLM"),
+        (b"{\"architectures\": [\"\\u001b[2JGPT9\"]}", "unknown architecture `?[2JGPT9`; known: LlamaForCausalLM, "),
     ];
     for (bytes, expected) in table {
         let error = parse_config(bytes).unwrap_err().to_string();

@@ -28,10 +28,12 @@ pub(in super::super) fn glm4(arch: &Architecture, root: &Fields<'_>) -> Result<M
 /// GLM-4.5 to 4.7, and the same shape elsewhere: dense layers first, then experts with shared ones.
 pub(in super::super) fn moe(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
+    let attention = base.attention(base.kv_heads()?)?;
     let attention = AttentionSpec {
+        qkv_bias: attention.qkv_bias || base.flag("use_qkv_bias")?,
         output_bias: false,
         qk_norm: per_head(base.flag("use_qk_norm")?),
-        ..base.attention(base.kv_heads()?)?
+        ..attention
     };
     let moe = base.with_shared(base.experts()?)?;
     let corrected = arch.family == Family::Glm4Moe || base.flag("moe_use_aux_loss_free_bias")?;
