@@ -17,7 +17,7 @@ mod time_layer;
 mod time_products;
 
 use card::{Card, Outcome};
-use mserve_runtime::cuda::{compile, device, kernels, libraries};
+use mserve_runtime::cuda::{compile, cubin, device, kernels, libraries};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -84,11 +84,28 @@ fn compile_everywhere() -> ExitCode {
         let start = Instant::now();
         let sources = kernels::sources(&kernels::HEAD_DIMS, capability);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        if let Err(error) = compile::compile_all(&sources, &arch, None, threads) {
-            failed += 1;
-            println!("{arch}: {error}");
+        match compile::compile_all(&sources, &arch, None, threads) {
+            Ok(cubins) => {
+                for (source, _) in sources.iter().zip(&cubins).filter(|(s, cubin)| !says_its_parameters(&s.name, cubin))
+                {
+                    failed += 1;
+                    println!("{arch}: {}: the machine code does not say its kernels' parameters", source.name);
+                }
+            }
+            Err(error) => {
+                failed += 1;
+                println!("{arch}: {error}");
+            }
         }
         println!("{arch}: {} compilations, {:.1} s", sources.len(), start.elapsed().as_secs_f64());
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Launches are checked against what the machine code says of its kernels' parameters: of every kernel of the file.
+fn says_its_parameters(name: &str, cubin: &[u8]) -> bool {
+    let without_head_dim = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+    let file = kernels::file(name).or_else(|| kernels::file(without_head_dim));
+    let known = cubin::parameter_sizes(cubin);
+    file.is_some_and(|file| file.entries.iter().all(|entry| known.contains_key(*entry)))
 }

@@ -210,9 +210,9 @@ impl Layer<'_> {
         let mut figures = vec![];
         let begin = Instant::now();
         for (at, &candidate) in candidates.iter().enumerate() {
-            if matches!(candidate, Choice::Own(_)) || self.linears.keep(shape, candidate).is_err() {
-                continue;
-            }
+            let Choice::Blas(_) = candidate else { continue };
+            let Ok(route) = self.linears.route(&shape, candidate) else { continue };
+            self.linears.keep(shape, route);
             if begin.elapsed() > Duration::from_millis(600) {
                 break;
             }

@@ -13,6 +13,7 @@ struct alignas(16) u32x4 { u32 r[4]; };
 
 #define KERNEL inline
 #define DEVICE inline
+#define DEVICE_CALL inline
 #define DYNAMIC_SHARED(name) u8* name = (u8*)((uintptr_t(emu::shared.data()) + 1023) / 1024 * 1024)
 #define FULL_WARP 0xffffffffu
 #define DEVICE_COUNTER inline u32

@@ -14,6 +14,7 @@ struct __align__(16) u32x4 { u32 r[4]; };
 
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
+#define DEVICE_CALL __device__ __noinline__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 #define FULL_WARP 0xffffffffu
 #define DEVICE_COUNTER __device__ u32  // zero when the kernel is loaded

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use std::time::{Duration, Instant};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events that may come beside those of tokens: a chat's role, a reason to finish.
+const EVENTS_WITHOUT_TOKENS: usize = 2;
 /// Of an error's body.
 const MAX_ERROR_CHARS: usize = 300;
 
@@ -143,7 +145,7 @@ impl Answer {
                 usage.prompt_tokens, usage.completion_tokens
             ));
         }
-        if self.arrivals.is_empty() || self.arrivals.len() > usage.completion_tokens {
+        if self.arrivals.is_empty() || self.arrivals.len() > usage.completion_tokens + EVENTS_WITHOUT_TOKENS {
             return Err(format!("{} pieces of text for {} tokens", self.arrivals.len(), usage.completion_tokens));
         }
         Ok(self.arrivals)
@@ -172,7 +174,10 @@ mod tests {
             (vec![Event::Output, Event::Done], "broke off"),
             (vec![Event::Output, usage(1), Event::Done], "1 output tokens were counted"),
             (vec![usage(2), Event::Done], "0 pieces"),
-            (vec![Event::Output, Event::Output, Event::Output, usage(2), Event::Done], "3 pieces"),
+            (
+                vec![Event::Output, Event::Output, Event::Output, Event::Output, Event::Output, usage(2), Event::Done],
+                "5 pieces",
+            ),
             (vec![Event::Output, Event::Failed("lost".to_owned()), usage(2), Event::Done], "lost"),
         ] {
             let found = answer(events);
