@@ -38,7 +38,8 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let shared = if entry.starts_with("attn_prefill") { SHARED_BYTES } else { 0 };
+                    let large = entry.starts_with("attn_prefill") || entry.starts_with("fused_m");
+                    let shared = if large { SHARED_BYTES } else { 0 };
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }
             }

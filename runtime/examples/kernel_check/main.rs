@@ -12,6 +12,7 @@ mod check_attention;
 mod numbers;
 mod time;
 mod time_attention;
+mod time_fused;
 mod time_products;
 
 use card::{Card, Outcome};
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 9] {
+fn sections() -> [(&'static str, Section); 10] {
     [
         ("check rows", check::rows),
         ("check products", check::products),
@@ -64,6 +65,7 @@ fn sections() -> [(&'static str, Section); 9] {
         ("time prefill", time_attention::prefill),
         ("time decode", time_attention::decode),
         ("time products", time_products::all),
+        ("time fused", time_fused::all),
         ("time rows", time::rows),
         ("time sample", time::sample),
     ]

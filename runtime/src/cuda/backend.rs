@@ -1,5 +1,5 @@
 use super::buckets::bucket_for;
-use super::executor::PrefillChunks;
+use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, MAX_BIAS_ENTRIES, load};
@@ -147,6 +147,10 @@ impl CudaBackend {
     pub fn tuned_products(&self) -> (usize, usize, usize, usize) {
         let t = self.model.tuning;
         (t.remembered, t.measured, t.own, t.left)
+    }
+
+    pub(super) const fn executor_mut(&mut self) -> &mut Executor {
+        &mut self.model.executor
     }
 
     fn capture_all(&mut self) -> Result<(), CudaError> {

@@ -23,6 +23,8 @@ pub struct KernelSet {
     pub token_state_reset: Kernel,
     /// Small matrix products, in the order of [`Products::ALL`].
     pub products: Vec<Kernel>,
+    /// Products with what surrounds them, in the order of [`kernels::FUSED`].
+    pub fused: Vec<Kernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
 }
 
@@ -112,6 +114,10 @@ impl KernelSet {
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
+            fused: kernels::FUSED
+                .iter()
+                .map(|f| get("fused_linear", None, f.entry, f.shared_bytes()))
+                .collect::<Result<_, _>>()?,
             by_head_dim,
         })
     }

@@ -268,7 +268,8 @@ pub fn load(
     let surfaces_memory = DeviceMemory::new(&device, offsets.bytes, "step metadata and tables")?;
     surfaces_memory.fill(0)?;
     let bases = Bases { weights: weights.pointer(), arena: arena.pointer() };
-    let plan = plan(&program, &layout, &arena_plan, bases)?;
+    let mut plan = plan(&program, &layout, &arena_plan, bases)?;
+    plan.fuse(&program, device.compute_capability >= (9, 0));
     write_rope_tables(&program, &plan, &sizes, &offsets, &surfaces_memory)?;
     let layers = cache_layers(&plan.layers, kv_cache.pointer(), budget.num_blocks);
     let surfaces = offsets.surfaces(surfaces_memory.pointer(), &sizes, layers);

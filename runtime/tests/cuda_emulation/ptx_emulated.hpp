@@ -13,7 +13,7 @@ struct alignas(16) u32x4 { u32 r[4]; };
 
 #define KERNEL inline
 #define DEVICE inline
-#define DYNAMIC_SHARED(name) u8* name = (u8*)((uintptr_t(emu::shared.data()) + 1023) / 1024 * 1024)
+#define DYNAMIC_SHARED(name) u8* name = emu::shared_begin()
 #define FULL_WARP 0xffffffffu
 
 inline u32 bf16_bits(float f) {
@@ -102,3 +102,19 @@ template <int PENDING> inline void copy_async_wait() {
 }
 inline void wait_for_previous_kernels() {}
 inline void let_next_kernel_start() {}
+
+inline int cluster_size() { return emu::cluster; }
+inline int cluster_rank() { return emu::fibers[emu::current].rank; }
+inline void cluster_arrive() {
+  auto& b = emu::cluster_barrier;
+  emu::fibers[emu::current].cluster_generation = b.generation;
+  if (++b.arrived == emu::block.x * emu::cluster) b.arrived = 0, b.generation++;
+}
+inline void cluster_wait() {
+  while (emu::cluster_barrier.generation == emu::fibers[emu::current].cluster_generation) emu::yield();
+}
+inline void store_in_cluster(smem_t at, int rank, float v) {
+  const smem_t there = at + (rank - cluster_rank()) * emu::shared_of_block;
+  check_shared(there, 4);
+  std::memcpy((void*)there, &v, 4);
+}

@@ -13,7 +13,7 @@ const SPLITS_MAX: u32 = 48;
 const WARP: u32 = 32;
 
 const fn plain(grid: [u32; 3], block: u32) -> Geometry {
-    Geometry { grid, block, shared_bytes: 0, overlap: true }
+    Geometry { grid, block, shared_bytes: 0, overlap: true, cluster: 1 }
 }
 
 /// Threads for rows of `width` elements, 8 a thread, in whole warps.

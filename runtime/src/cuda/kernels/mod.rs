@@ -6,10 +6,12 @@
 //!
 //! Arguments are device pointers, i32 and f32 only, in the order of the `.cu` file's entry.
 
+mod fused;
 mod geometry;
 mod sample_row;
 
 pub use super::module::Geometry;
+pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
     Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles, product,
     rms_norm, rope, sample, splits, token_state_reset,
@@ -61,7 +63,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 11] = [
+pub const FILES: [KernelFile; 12] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -87,6 +89,33 @@ pub const FILES: [KernelFile; 11] = [
             "skinny_t2_w16",
             "skinny_silu_mul_w4",
             "skinny_silu_mul_w8",
+        ]
+    ),
+    file!(
+        "fused_linear",
+        Variants::Once,
+        [
+            "fused_gemv_plain",
+            "fused_gemv_gated",
+            "fused_gemv_rotated",
+            "fused_m8_plain_t1_w8",
+            "fused_m8_plain_t1_w16",
+            "fused_m8_plain_t2_w8",
+            "fused_m8_plain_t2_w16",
+            "fused_m8_gated_t2_w8",
+            "fused_m8_gated_t1_w8",
+            "fused_m8_rotated_t1_w8",
+            "fused_m8_rotated_t1_w16",
+            "fused_m8_rotated_t2_w16",
+            "fused_m16_plain_t1_w8",
+            "fused_m16_plain_t1_w16",
+            "fused_m16_plain_t2_w8",
+            "fused_m16_gated_t2_w8",
+            "fused_m16_rotated_t1_w8",
+            "fused_m32_plain_t1_w8",
+            "fused_m32_plain_t1_w16",
+            "fused_m32_gated_t2_w8",
+            "fused_m32_rotated_t1_w8",
         ]
     ),
     file!("sample", Variants::Once, ["sample"]),
@@ -146,7 +175,8 @@ mod tests {
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The two macros of gemv.cu hold a KERNEL line each that declares nothing by itself.
             let declared =
-                made("KERNEL") + made("GEMV(") + made("SKINNY(") - made("#define GEMV(") - made("#define SKINNY(");
+                made("KERNEL") + made("GEMV(") + made("SKINNY(") + made("FUSED(") - made("#define GEMV(") - made("#define SKINNY(");
+            let declared = declared - usize::from(f.body.contains("#define FUSED("));
             assert_eq!(declared, f.entries.len(), "{}", f.name);
             for entry in f.entries {
                 let macro_made = f.name == "gemv" && entry.starts_with("gemv_");
