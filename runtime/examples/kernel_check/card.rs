@@ -38,7 +38,8 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let large = entry.starts_with("attn_prefill") || entry.starts_with("fused_m");
+                    let large =
+                        entry.starts_with("attn_prefill") || entry.starts_with("fused_m") || entry.starts_with("tile_");
                     let shared = if large { SHARED_BYTES } else { 0 };
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }

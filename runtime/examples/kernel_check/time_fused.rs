@@ -11,6 +11,7 @@ pub fn all(card: &Card) -> Outcome {
     let weights = card.random(POOL_BYTES)?;
     let x = card.random(64 * 32_768 * 2)?;
     let (y, caches) = (card.poisoned(64 * 160_000 * 4)?, card.poisoned(64 << 20)?);
+    let norms = card.random(65_536)?;
     let zeros = card.upload(&vec![0_i32; 1 << 16])?;
     for shape in &SHAPES {
         let heads = shape.heads + 2 * shape.kv_heads;
@@ -25,10 +26,9 @@ pub fn all(card: &Card) -> Outcome {
             let weight_rows = if after == After::Gated { 2 * n } else { n };
             let bytes = weight_rows * k * 2;
             let copies = (POOL_BYTES / bytes).min(32);
-            for rows in [1, 8, 16, 32] {
+            for rows in [1, 8, 16, 32, 64] {
                 let (rows32, n32, k32) = (rows as u32, n as u32, k as u32);
-                let wanted =
-                    FusedShape { after, rows: rows32, n: n32, k: k32, norm, head_dim: shape.head_dim as u32 };
+                let wanted = FusedShape { after, rows: rows32, n: n32, k: k32, norm, head_dim: shape.head_dim as u32 };
                 let mut figures = vec![];
                 for kernel in FUSED.iter().filter(|f| f.rows_max as usize <= rows.max(8) * 2) {
                     for clusters in [1, 2, 4, 8] {
@@ -40,7 +40,7 @@ pub fn all(card: &Card) -> Outcome {
                             let args = [
                                 pointer_at(&weights, i * bytes),
                                 pointer(&x),
-                                if norm { at(&x) } else { Arg::Pointer(0) },
+                                if norm { at(&norms) } else { Arg::Pointer(0) },
                                 Arg::Pointer(0),
                                 if norm { Arg::Pointer(0) } else { at(&y) },
                                 pointer(&y),
@@ -48,7 +48,6 @@ pub fn all(card: &Card) -> Outcome {
                                 int(n),
                                 int(k),
                                 Arg::Float(1e-5),
-                                Arg::Float(0.0),
                                 int(usize::from(name == "norm+head")),
                                 at(&zeros),
                                 at(&zeros),

@@ -30,6 +30,8 @@ pub struct Surfaces {
     pub token_state: DevicePointer,
     pub token_state_stride: u32,
     pub vocab_size: u32,
+    /// Scratch of the choice of tokens, `max(max_num_seqs, SCAN_BLOCKS)` u64.
+    pub bests: DevicePointer,
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
@@ -196,7 +198,7 @@ impl Executor {
 
     unsafe fn fused(&self, op: &FusedLinear, step: &Step<'_>) -> Result<(), CudaError> {
         let (kernel, linear) = (&kernels::FUSED[op.kernel], &op.linear);
-        let none = InputNorm { weight: 0, eps: 0.0, offset: 0.0 };
+        let none = InputNorm { weight: 0, eps: 0.0 };
         let norm = op.norm.unwrap_or(none);
         let table = op.rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
         let (keys, values) = op.rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
@@ -212,7 +214,6 @@ impl Executor {
             Arg::Int(linear.n as i32),
             Arg::Int(linear.k as i32),
             Arg::Float(norm.eps),
-            Arg::Float(norm.offset),
             Arg::Int(i32::from(linear.f32_out)),
             Arg::Pointer(step.positions),
             Arg::Pointer(step.slot_mapping),
@@ -243,7 +244,9 @@ impl Executor {
     }
 
     unsafe fn rope(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
-        let DeviceOp::RopeKvWrite { qkv, heads, rope, q_norm, k_norm, eps, offset, layer, .. } = op else { return Ok(()) };
+        let DeviceOp::RopeKvWrite { qkv, heads, rope, q_norm, k_norm, eps, offset, layer, .. } = op else {
+            return Ok(());
+        };
         let Some(attention) = self.kernels.by_head_dim.get(&heads.head_dim) else { return Err(no_kernels(heads)) };
         let none = RopeTable { cos: 0, sin: 0, rotary: 0 };
         let table = rope.map_or(none, |r| self.surfaces.ropes[r]);
@@ -337,6 +340,20 @@ impl Executor {
 
     unsafe fn sample(&self, step: &Step<'_>) -> Result<(), CudaError> {
         let (s, out) = (&self.surfaces, &self.surfaces.outputs);
+        let rows = step.shape.outputs as u32;
+        let scan = [
+            Arg::Pointer(self.plan.logits),
+            Arg::Pointer(step.sample_rows),
+            Arg::Pointer(s.token_state),
+            Arg::Pointer(s.bias_tokens),
+            Arg::Pointer(s.bias_values),
+            Arg::Pointer(s.bests),
+            Arg::Int(s.vocab_size as i32),
+            Arg::Int(self.plan.logits_stride as i32),
+            Arg::Int(s.token_state_stride as i32),
+        ];
+        // SAFETY: passed on from the caller; `bests` has room for the parts of all rows.
+        unsafe { self.kernels.sample_scan.launch(&kernels::sample_scan(rows), &scan)? };
         let args = [
             Arg::Pointer(self.plan.logits),
             Arg::Pointer(step.sample_rows),
@@ -348,13 +365,15 @@ impl Executor {
             Arg::Pointer(out.ranks),
             Arg::Pointer(out.top_ids),
             Arg::Pointer(out.top_logprobs),
+            Arg::Pointer(s.bests),
             Arg::Int(s.vocab_size as i32),
             Arg::Int(self.plan.logits_stride as i32),
             Arg::Int(s.token_state_stride as i32),
             Arg::Int(out.top_max as i32),
+            Arg::Int(kernels::sample_parts(rows) as i32),
         ];
         // SAFETY: passed on from the caller.
-        unsafe { self.kernels.sample.launch(&kernels::sample(step.shape.outputs as u32), &args) }
+        unsafe { self.kernels.sample.launch(&kernels::sample(rows), &args) }
     }
 
     /// Starts a token-state slot from scratch. The lists are (address, count) on the device.

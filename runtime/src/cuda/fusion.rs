@@ -14,7 +14,7 @@ pub struct DecodeOps {
 }
 
 /// Rows up to which the choice of kernels stays the same.
-const ROW_CLASSES: [usize; 5] = [1, 8, 16, 32, usize::MAX];
+const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
 
 impl Plan {
     /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
@@ -69,14 +69,14 @@ impl Fusion<'_> {
     }
 
     fn replacement(&self, at: usize) -> Option<Replacement> {
-        if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset, .. }) =
+        if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset: 0.0, .. }) =
             (&self.program.ops[at], &self.ops[at])
         {
             let DeviceOp::Linear(linear) = self.ops.get(at + 1)? else { return None };
             if !self.read_only_by(*out, &[at + 1]) {
                 return None;
             }
-            let norm = InputNorm { weight: *weight, eps: *eps, offset: *offset };
+            let norm = InputNorm { weight: *weight, eps: *eps };
             let (count, op) = self.product(at + 1, &LinearOp { x: *x, ..*linear }, Some(norm))?;
             return Some((count + 1, op));
         }
@@ -108,9 +108,15 @@ impl Fusion<'_> {
                 let gated = LinearOp { out: *to, n: *width, out_stride: *width, ..*linear };
                 Some((2, fused(gated, After::Gated, None)?))
             }
-            Some(DeviceOp::RopeKvWrite { heads, rope: Some(rope), q_norm: None, k_norm: None, layer, whole: true, .. })
-                if bare && self.read_only_by(out, &[at + 1, at + 2]) =>
-            {
+            Some(DeviceOp::RopeKvWrite {
+                heads,
+                rope: Some(rope),
+                q_norm: None,
+                k_norm: None,
+                layer,
+                whole: true,
+                ..
+            }) if bare && self.read_only_by(out, &[at + 1, at + 2]) => {
                 let rotated = RotatedOutput { heads: *heads, rope: *rope, layer: *layer };
                 Some((2, fused(*linear, After::Rotated, Some(rotated))?))
             }
@@ -176,7 +182,7 @@ mod tests {
     fn a_layer_of_few_rows_is_five_launches() {
         let plan = fused(1);
         let few = kinds(&plan.decode[1].ops);
-        assert_eq!(few, ["embed", "qkv+rope", "attention", "product", "norm+mlp", "product", "norm+head"]);
+        assert_eq!(few, ["embed", "qkv+rope", "attention", "product", "norm+mlp", "product", "norm", "product"]);
         let many = kinds(&plan.decode.last().unwrap().ops);
         assert_eq!(many.len(), plan.ops.len() - 1, "{many:?}");
         assert!(!many.contains(&"gather"));
@@ -185,13 +191,20 @@ mod tests {
     #[test]
     fn a_fused_op_reads_what_the_first_read_and_writes_what_the_last_wrote() {
         let plan = fused(2);
-        let fused: Vec<FusedLinear> = plan.decode[0].ops.iter().filter_map(|op| match op {
-            DeviceOp::Fused(f) => Some(*f),
-            _ => None,
-        }).collect();
+        let fused: Vec<FusedLinear> = plan.decode[0]
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Fused(f) => Some(*f),
+                _ => None,
+            })
+            .collect();
         let DeviceOp::Norm { x, weight, .. } = plan.ops[1] else { panic!("norm first") };
         assert_eq!((fused[0].linear.x, fused[0].norm.unwrap().weight), (x, weight));
         let DeviceOp::GatherLast { x, .. } = plan.ops[plan.ops.len() - 3] else { panic!("{:?}", plan.ops) };
-        assert_eq!((fused.last().unwrap().linear.x, fused.last().unwrap().linear.out), (x, plan.logits));
+        let [.., DeviceOp::Norm { x: normed, .. }, DeviceOp::Fused(head)] = plan.decode[0].ops[..] else {
+            panic!("{:?}", plan.decode[0].ops)
+        };
+        assert_eq!((normed, head.linear.out), (x, plan.logits));
     }
 }

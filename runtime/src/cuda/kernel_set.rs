@@ -19,6 +19,7 @@ pub struct KernelSet {
     pub gelu_mul: Kernel,
     pub gelu_tanh_mul: Kernel,
     pub gather_rows: Kernel,
+    pub sample_scan: Kernel,
     pub sample: Kernel,
     pub token_state_reset: Kernel,
     /// Small matrix products, in the order of [`Products::ALL`].
@@ -111,12 +112,13 @@ impl KernelSet {
             gelu_mul: get("gated_act", None, "gelu_mul", 0)?,
             gelu_tanh_mul: get("gated_act", None, "gelu_tanh_mul", 0)?,
             gather_rows: get("gather", None, "gather_rows", 0)?,
+            sample_scan: get("sample", None, "sample_scan", 0)?,
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
             fused: kernels::FUSED
                 .iter()
-                .map(|f| get("fused_linear", None, f.entry, f.shared_bytes()))
+                .map(|f| get(f.file(), None, f.entry, f.shared_bytes()))
                 .collect::<Result<_, _>>()?,
             by_head_dim,
         })

@@ -10,7 +10,7 @@ use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces, operands}
 use super::gemm::{GemmOperands, GemmShape, WORKSPACE_BYTES};
 use super::gemm_tuning::{Trial, TuningLimits, TuningReport, tune};
 use super::kernel_set::{Cubins, KernelSet};
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS, sources};
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, SCAN_BLOCKS, sources};
 use super::linear::Linears;
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
@@ -132,6 +132,7 @@ struct SurfaceOffsets {
     bias_values: u64,
     token_state: u64,
     token_state_stride: usize,
+    bests: u64,
     partial: u64,
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
@@ -151,6 +152,7 @@ impl SurfaceOffsets {
             bias_values: ranges.take(MAX_BIAS_ENTRIES as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
+            bests: ranges.take(sizes.max_num_seqs.max(SCAN_BLOCKS as usize) as u64 * 8),
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
             ropes: rotary
@@ -176,6 +178,7 @@ impl SurfaceOffsets {
             token_state: base + self.token_state,
             token_state_stride: self.token_state_stride as u32,
             vocab_size: sizes.vocab_size as u32,
+            bests: base + self.bests,
             partial: base + self.partial,
             statistic: base + self.statistic,
             max_model_len: sizes.max_model_len as u32,

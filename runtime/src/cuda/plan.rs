@@ -2,8 +2,8 @@
 
 use super::CudaError;
 use super::arena::{ArenaPlan, is_logits};
-use super::gemm::GemmShape;
 use super::fusion::DecodeOps;
+use super::gemm::GemmShape;
 use super::memory::DevicePointer;
 use super::metadata::StepShape;
 use super::weights::WeightLayout;
@@ -103,7 +103,6 @@ pub struct FusedLinear {
 pub struct InputNorm {
     pub weight: DevicePointer,
     pub eps: f32,
-    pub offset: f32,
 }
 
 /// Where packed QKV goes.

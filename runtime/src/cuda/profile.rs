@@ -1,12 +1,12 @@
 //! Where the time of a decode step goes: each kind of op timed by itself and by what the step takes without it.
 
+use super::CudaError;
 use super::backend::CudaBackend;
 use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::memory::Event;
 use super::metadata::StepShape;
 use super::plan::{DeviceOp, HeadSizes};
-use super::CudaError;
 
 /// One kind of op of a step.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,9 @@
 #pragma once
 #include "check.hpp"
 namespace fused {
+#include "linear.cuh"
 #include "fused_linear.cu"
+#include "tile_linear.cu"
 }
 
 struct FusedCase {
@@ -11,18 +13,20 @@ struct FusedCase {
   fused::After after;
   int columns, warps, most_rows, n, k, clusters;
   bool norm, extras;
+  int tile = 0;  // rows of weights a block, of tile_linear.cu
 };
 
 using fused::After, fused::PLAIN, fused::GATED, fused::ROTATED;
 
 inline int fused_shared_bytes(const FusedCase& c) {
+  if (c.tile) return 4 * (c.tile + c.most_rows + 1) * 128 + c.most_rows * (c.tile + 5) * 4;
   const int tile_rows = c.after == PLAIN ? c.columns : 2 * c.columns, m = c.most_rows;
   return 4 * (c.warps * (tile_rows * (m + 1) + m) + m + c.columns * m);
 }
 
 inline void test_fused_case(const FusedCase& c, int rows) {
   const int heads = 3, kv_heads = 1, head_dim = c.n / 5, half = head_dim / 2;
-  const int weight_rows = c.after == GATED ? 2 * c.n : c.n, slots_in_cache = 32;
+  const int weight_rows = c.after == GATED ? 2 * c.n : c.n, slots_in_cache = 128;
   Buffer<bf16> w(size_t(weight_rows) * c.k), x(rows * c.k), norm(c.k), bias(weight_rows), add(rows * c.n), y(rows * c.n);
   Buffer<float> y32(rows * c.n), cosine(8 * std::max(half, 1)), sine(8 * std::max(half, 1));
   Buffer<bf16> keys(slots_in_cache * std::max(head_dim, 1)), values(slots_in_cache * std::max(head_dim, 1));
@@ -30,12 +34,12 @@ inline void test_fused_case(const FusedCase& c, int rows) {
   fill(w, 0.3), fill(x, 2), fill(norm), fill(bias), fill(add);
   for (size_t i = 0; i < cosine.size(); i++) cosine[i] = float(uniform_between(-1, 1)), sine[i] = float(uniform_between(-1, 1));
   for (int m = 0; m < rows; m++) positions[m] = integer_between(0, 7), slots[m] = m == 1 ? -1 : (7 * m + 3) % slots_in_cache;
-  const float eps = 1e-3f, offset = c.extras ? 1.f : 0.f;
+  const float eps = 1e-3f;
   const int out_f32 = c.after == PLAIN && c.extras, threads = c.warps * 32;
   const auto run = [&] {
     c.kernel(w.data(), x.data(), c.norm ? norm.data() : nullptr, c.extras ? bias.data() : nullptr,
              c.extras && c.after == PLAIN ? add.data() : nullptr, out_f32 ? (void*)y32.data() : y.data(), rows, c.n, c.k, eps,
-             offset, out_f32, positions.data(), slots.data(), cosine.data(), sine.data(), keys.data(), values.data(), heads,
+             out_f32, positions.data(), slots.data(), cosine.data(), sine.data(), keys.data(), values.data(), heads,
              kv_heads, head_dim);
   };
   const int blocks = ((c.after == ROTATED ? c.n / 2 : c.n) + c.columns - 1) / c.columns;
@@ -48,7 +52,7 @@ inline void test_fused_case(const FusedCase& c, int rows) {
     std::vector<double> dots(weight_rows);
     for (int row = 0; row < weight_rows; row++) {
       for (int k = 0; k < c.k; k++)
-        dots[row] += value(w[size_t(row) * c.k + k]) * value(x[m * c.k + k]) * (c.norm ? value(norm[k]) + offset : 1);
+        dots[row] += value(w[size_t(row) * c.k + k]) * value(x[m * c.k + k]) * (c.norm ? value(norm[k]) : 1);
       dots[row] = dots[row] * factor + (c.extras && c.after != GATED ? value(bias[row]) : 0);
     }
     for (int n = 0; n < c.n; n++) {
@@ -93,18 +97,39 @@ inline void test_fused_linear() {
       CASE(fused_m8_plain_t2_w16, PLAIN, 32, 16, 8, 64, 1120, 1, true, false),
       CASE(fused_m8_gated_t2_w8, GATED, 16, 8, 8, 48, 896, 1, true, false),
       CASE(fused_m8_gated_t1_w8, GATED, 8, 8, 8, 48, 1120, 1, false, false),
+      CASE(fused_m8_gated_t2_w7, GATED, 16, 7, 8, 48, 896, 1, true, false),
+      CASE(fused_m8_gated_t1_w4, GATED, 8, 4, 8, 48, 576, 1, true, false),
       CASE(fused_m8_rotated_t1_w8, ROTATED, 8, 8, 8, 160, 896, 1, true, true),
       CASE(fused_m8_rotated_t1_w16, ROTATED, 8, 16, 8, 320, 416, 1, false, true),
       CASE(fused_m8_rotated_t2_w16, ROTATED, 16, 16, 8, 320, 416, 1, true, true),
       CASE(fused_m16_plain_t1_w8, PLAIN, 16, 8, 16, 32, 1120, 4, false, true),
       CASE(fused_m16_plain_t1_w16, PLAIN, 16, 16, 16, 32, 1120, 1, true, true),
-      CASE(fused_m16_plain_t2_w8, PLAIN, 32, 8, 16, 32, 1120, 2, false, false),
       CASE(fused_m16_gated_t2_w8, GATED, 16, 8, 16, 32, 896, 1, true, false),
       CASE(fused_m16_rotated_t1_w8, ROTATED, 8, 8, 16, 80, 896, 1, true, true),
-      CASE(fused_m32_plain_t1_w8, PLAIN, 16, 8, 32, 32, 608, 2, false, true),
-      CASE(fused_m32_plain_t1_w16, PLAIN, 16, 16, 32, 16, 608, 1, true, true),
-      CASE(fused_m32_gated_t2_w8, GATED, 16, 8, 32, 16, 416, 1, true, false),
-      CASE(fused_m32_rotated_t1_w8, ROTATED, 8, 8, 32, 80, 416, 1, true, true),
+      CASE(tile_m16_plain_n64, PLAIN, 64, 2, 16, 128, 576, 4, false, true, 64),
+      CASE(tile_m16_plain_n64, PLAIN, 64, 2, 16, 128, 576, 4, true, true, 64),
+      CASE(tile_m16_gated_n64, GATED, 32, 2, 16, 64, 128, 1, false, false, 64),
+      CASE(tile_m16_gated_n64, GATED, 32, 2, 16, 64, 128, 1, true, false, 64),
+      CASE(tile_m16_rotated_n64, ROTATED, 32, 2, 16, 320, 320, 2, false, true, 64),
+      CASE(tile_m16_rotated_n64, ROTATED, 32, 2, 16, 320, 320, 2, true, true, 64),
+      CASE(tile_m32_plain_n64, PLAIN, 64, 4, 32, 128, 896, 8, false, true, 64),
+      CASE(tile_m32_plain_n64, PLAIN, 64, 4, 32, 128, 896, 8, true, true, 64),
+      CASE(tile_m32_gated_n64, GATED, 32, 4, 32, 64, 320, 2, false, false, 64),
+      CASE(tile_m32_gated_n64, GATED, 32, 4, 32, 64, 320, 2, true, false, 64),
+      CASE(tile_m32_gated_n128, GATED, 64, 8, 32, 128, 192, 1, false, false, 128),
+      CASE(tile_m32_gated_n128, GATED, 64, 8, 32, 128, 192, 1, true, false, 128),
+      CASE(tile_m32_rotated_n64, ROTATED, 32, 4, 32, 320, 320, 1, false, true, 64),
+      CASE(tile_m32_rotated_n64, ROTATED, 32, 4, 32, 320, 320, 1, true, true, 64),
+      CASE(tile_m64_plain_n64, PLAIN, 64, 4, 64, 64, 640, 8, false, true, 64),
+      CASE(tile_m64_plain_n64, PLAIN, 64, 4, 64, 64, 640, 8, true, true, 64),
+      CASE(tile_m64_plain_n128, PLAIN, 128, 8, 64, 128, 640, 2, false, false, 128),
+      CASE(tile_m64_plain_n128, PLAIN, 128, 8, 64, 128, 640, 2, true, false, 128),
+      CASE(tile_m64_gated_n64, GATED, 32, 4, 64, 32, 320, 4, false, false, 64),
+      CASE(tile_m64_gated_n64, GATED, 32, 4, 64, 32, 320, 4, true, false, 64),
+      CASE(tile_m64_gated_n128, GATED, 64, 8, 64, 64, 320, 1, false, false, 128),
+      CASE(tile_m64_gated_n128, GATED, 64, 8, 64, 64, 320, 1, true, false, 128),
+      CASE(tile_m64_rotated_n64, ROTATED, 32, 4, 64, 320, 128, 2, false, true, 64),
+      CASE(tile_m64_rotated_n64, ROTATED, 32, 4, 64, 320, 128, 2, true, true, 64),
   };
 #undef CASE
   for (const auto& c : cases) {

@@ -1,4 +1,4 @@
-//! The products of `fused_linear.cu`: which there are, what each takes, how one is launched and which is used when.
+//! The products of `fused_linear.cu` and `tile_linear.cu`: which there are, what each takes, how one is launched and which is used when.
 
 use super::Geometry;
 
@@ -13,7 +13,7 @@ pub enum After {
     Rotated,
 }
 
-/// An entry of `fused_linear.cu`.
+/// An entry of either file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fused {
     pub entry: &'static str,
@@ -23,6 +23,8 @@ pub struct Fused {
     /// Columns (pairs of columns) of a block.
     pub columns: u32,
     warps: u32,
+    /// Rows of weights of a block of `tile_linear.cu`; 0 for `fused_linear.cu`.
+    tile: u32,
 }
 
 /// A product as a kernel of this file sees it.
@@ -40,16 +42,26 @@ pub struct FusedShape {
 }
 
 const fn gemv(entry: &'static str, after: After) -> Fused {
-    Fused { entry, after, rows_max: 1, columns: if matches!(after, After::Plain) { 2 } else { 1 }, warps: 4 }
+    Fused { entry, after, rows_max: 1, columns: if matches!(after, After::Plain) { 2 } else { 1 }, warps: 4, tile: 0 }
 }
 
 const fn skinny(entry: &'static str, rows_max: u32, after: After, tiles: u32, warps: u32) -> Fused {
     let columns = if matches!(after, After::Plain) { 16 * tiles } else { 8 * tiles };
-    Fused { entry, after, rows_max, columns, warps }
+    Fused { entry, after, rows_max, columns, warps, tile: 0 }
 }
 
-/// Every entry, in the order of the file.
-pub const FUSED: [Fused; 21] = [
+const fn tile(entry: &'static str, rows_max: u32, after: After, tile: u32) -> Fused {
+    let columns = if matches!(after, After::Plain) { tile } else { tile / 2 };
+    let warps = if rows_max >= 32 { tile / 16 } else { tile / 32 };
+    Fused { entry, after, rows_max, columns, warps, tile }
+}
+
+/// Elements of k that a block of `tile_linear.cu` takes at a time, and how many such tiles are under way.
+const TILE_K: u32 = 64;
+const TILE_STAGES: u32 = 4;
+
+/// Every entry, in the order of the files.
+pub const FUSED: [Fused; 30] = [
     gemv("fused_gemv_plain", After::Plain),
     gemv("fused_gemv_gated", After::Gated),
     gemv("fused_gemv_rotated", After::Rotated),
@@ -58,29 +70,50 @@ pub const FUSED: [Fused; 21] = [
     skinny("fused_m8_plain_t2_w8", 8, After::Plain, 2, 8),
     skinny("fused_m8_plain_t2_w16", 8, After::Plain, 2, 16),
     skinny("fused_m8_gated_t2_w8", 8, After::Gated, 2, 8),
+    skinny("fused_m8_gated_t2_w7", 8, After::Gated, 2, 7),
     skinny("fused_m8_gated_t1_w8", 8, After::Gated, 1, 8),
+    skinny("fused_m8_gated_t1_w4", 8, After::Gated, 1, 4),
     skinny("fused_m8_rotated_t1_w8", 8, After::Rotated, 1, 8),
     skinny("fused_m8_rotated_t1_w16", 8, After::Rotated, 1, 16),
     skinny("fused_m8_rotated_t2_w16", 8, After::Rotated, 2, 16),
     skinny("fused_m16_plain_t1_w8", 16, After::Plain, 1, 8),
     skinny("fused_m16_plain_t1_w16", 16, After::Plain, 1, 16),
-    skinny("fused_m16_plain_t2_w8", 16, After::Plain, 2, 8),
     skinny("fused_m16_gated_t2_w8", 16, After::Gated, 2, 8),
     skinny("fused_m16_rotated_t1_w8", 16, After::Rotated, 1, 8),
-    skinny("fused_m32_plain_t1_w8", 32, After::Plain, 1, 8),
-    skinny("fused_m32_plain_t1_w16", 32, After::Plain, 1, 16),
-    skinny("fused_m32_gated_t2_w8", 32, After::Gated, 2, 8),
-    skinny("fused_m32_rotated_t1_w8", 32, After::Rotated, 1, 8),
+    tile("tile_m16_plain_n64", 16, After::Plain, 64),
+    tile("tile_m16_gated_n64", 16, After::Gated, 64),
+    tile("tile_m16_rotated_n64", 16, After::Rotated, 64),
+    tile("tile_m32_plain_n64", 32, After::Plain, 64),
+    tile("tile_m32_gated_n64", 32, After::Gated, 64),
+    tile("tile_m32_gated_n128", 32, After::Gated, 128),
+    tile("tile_m32_rotated_n64", 32, After::Rotated, 64),
+    tile("tile_m64_plain_n64", 64, After::Plain, 64),
+    tile("tile_m64_plain_n128", 64, After::Plain, 128),
+    tile("tile_m64_gated_n64", 64, After::Gated, 64),
+    tile("tile_m64_gated_n128", 64, After::Gated, 128),
+    tile("tile_m64_rotated_n64", 64, After::Rotated, 64),
 ];
 
 impl Fused {
     pub fn takes(&self, shape: &FusedShape, clusters: u32) -> bool {
         let one_row = self.rows_max == 1;
         let whole = one_row || self.units(shape.n).is_multiple_of(self.columns);
-        let k = shape.k.is_multiple_of(if one_row { 8 } else { 32 });
+        let k = shape.k.is_multiple_of(if self.tile > 0 {
+            TILE_K
+        } else if one_row {
+            8
+        } else {
+            32
+        });
         let heads = self.after != After::Rotated || (shape.head_dim / 2).is_multiple_of(self.columns);
-        let split = clusters == 1 || (!one_row && self.after == After::Plain && !shape.norm && clusters <= 8);
+        let tiled = self.tile > 0 && [1, 2, 4, 8].contains(&clusters);
+        let split = tiled || clusters == 1 || (!one_row && self.after == After::Plain && !shape.norm && clusters <= 8);
         self.after == shape.after && (1..=self.rows_max).contains(&shape.rows) && whole && k && heads && split
+    }
+
+    /// The `.cu` file.
+    pub const fn file(&self) -> &'static str {
+        if self.tile > 0 { "tile_linear" } else { "fused_linear" }
     }
 
     /// Columns of y, or pairs of them.
@@ -91,6 +124,9 @@ impl Fused {
     pub const fn shared_bytes(&self) -> u32 {
         if self.rows_max == 1 {
             return 0;
+        }
+        if self.tile > 0 {
+            return TILE_STAGES * (self.tile + self.rows_max + 1) * TILE_K * 2 + self.rows_max * (self.tile + 5) * 4;
         }
         let weight_rows = if matches!(self.after, After::Plain) { self.columns } else { 2 * self.columns };
         let m = self.rows_max;
@@ -112,25 +148,33 @@ impl Fused {
 /// Index into [`FUSED`] and blocks of a cluster, more than one only when `clustered`; `None` where separate kernels are faster. From measurements on an H200.
 pub fn fused_for(shape: &FusedShape, clustered: bool) -> Option<(usize, u32)> {
     let small = shape.k <= 2048;
+    let narrow = shape.n <= 2048;
+    let wide_heads = (shape.head_dim / 2).is_multiple_of(16);
     let (entry, clusters) = match (shape.after, shape.rows) {
         (After::Plain, 1) if shape.norm && !small => ("fused_gemv_plain", 1),
         (After::Gated, 1) if !small => ("fused_gemv_gated", 1),
-        (After::Rotated, 1) if !small => ("fused_gemv_rotated", 1),
-        (After::Plain, 1..=8) if shape.norm => ("fused_m8_plain_t2_w8", 1),
+        (After::Rotated, 1) => ("fused_gemv_rotated", 1),
+        (After::Gated, 2..=8) if !small => ("fused_m8_gated_t1_w8", 1),
         (After::Gated, 1..=8) => ("fused_m8_gated_t2_w8", 1),
-        (After::Rotated, 1..=8) if small => ("fused_m8_rotated_t1_w8", 1),
-        (After::Rotated, 1..=8) => ("fused_m8_rotated_t2_w16", 1),
-        (After::Plain, 9..=16) if shape.norm => ("fused_m16_plain_t2_w8", 1),
-        (After::Gated, 9..=16) => ("fused_m16_gated_t2_w8", 1),
-        (After::Rotated, 9..=16) => ("fused_m16_rotated_t1_w8", 1),
-        (After::Gated, 17..=32) if small => ("fused_m32_gated_t2_w8", 1),
-        (After::Rotated, 17..=32) if small => ("fused_m32_rotated_t1_w8", 1),
-        (After::Plain, rows @ 1..=32) if !shape.norm && shape.n <= 2048 => {
-            let clusters = if small || !clustered { 1 } else { 4 };
-            (["fused_m8_plain_t1_w8", "fused_m16_plain_t1_w8", "fused_m32_plain_t1_w8"][rows.div_ceil(16) as usize - usize::from(rows <= 8)], clusters)
-        }
+        (After::Rotated, 2..=8) if small && wide_heads => ("fused_m8_rotated_t2_w16", 1),
+        (After::Rotated, 2..=8) => ("fused_m8_rotated_t1_w8", 1),
+        (After::Plain, 1..=8) if !shape.norm && narrow && small => ("fused_m8_plain_t1_w16", 1),
+        (After::Plain, 1..=8) if !shape.norm && narrow => ("fused_m8_plain_t1_w16", 2),
+        (After::Plain, 9..=16) if !shape.norm && narrow && small => ("tile_m16_plain_n64", 4),
+        (After::Plain, 9..=16) if !shape.norm && narrow => ("tile_m16_plain_n64", 8),
+        (After::Gated, 9..=16) if small => ("tile_m16_gated_n64", 1),
+        (After::Rotated, 9..=16) if small => ("tile_m16_rotated_n64", 4),
+        (After::Plain, 17..=32) if !shape.norm && narrow && small => ("tile_m32_plain_n64", 4),
+        (After::Plain, 17..=32) if !shape.norm && narrow => ("tile_m32_plain_n64", 8),
+        (After::Gated, 17..=32) if small => ("tile_m32_gated_n64", 1),
+        (After::Rotated, 17..=32) if small => ("tile_m32_rotated_n64", 4),
+        (After::Plain, 33..=64) if !shape.norm && narrow && small => ("tile_m64_plain_n64", 4),
+        (After::Plain, 33..=64) if !shape.norm && narrow => ("tile_m64_plain_n64", 8),
+        (After::Gated, 33..=64) if small => ("tile_m64_gated_n64", 1),
+        (After::Rotated, 33..=64) if small => ("tile_m64_rotated_n64", 4),
         _ => return None,
     };
+    let clusters = if clustered { clusters } else { 1 };
     let index = FUSED.iter().position(|f| f.entry == entry)?;
     FUSED[index].takes(shape, clusters).then_some((index, clusters))
 }
@@ -146,17 +190,19 @@ mod tests {
 
     #[test]
     fn every_product_is_an_entry_and_fits_a_block() {
-        assert_eq!(file("fused_linear").map(|f| f.entries.to_vec()), Some(FUSED.map(|f| f.entry).to_vec()));
+        let entries = ["fused_linear", "tile_linear"].into_iter().filter_map(file).flat_map(|f| f.entries.to_vec());
+        assert_eq!(entries.collect::<Vec<_>>(), FUSED.map(|f| f.entry));
         for f in FUSED {
-            assert!(f.shared_bytes() <= 96 << 10, "{}: {}", f.entry, f.shared_bytes());
-            assert!(f.takes(&shape(f.after, f.rows_max, 4096, 4096), 1));
-            assert!(!f.takes(&shape(f.after, f.rows_max + 1, 4096, 4096), 1));
+            assert!(f.shared_bytes() <= 160 << 10, "{}: {}", f.entry, f.shared_bytes());
+            let shape = |rows| FusedShape { norm: false, ..shape(f.after, rows, 4096, 4096) };
+            assert!(f.takes(&shape(f.rows_max), 1));
+            assert!(!f.takes(&shape(f.rows_max + 1), 1));
         }
     }
 
     #[test]
     fn the_choice_takes_what_it_is_asked_for() {
-        for rows in 1..=40 {
+        for rows in 1..=70 {
             for (after, n, k) in [
                 (After::Rotated, 1152, 896),
                 (After::Plain, 896, 896),
@@ -171,8 +217,8 @@ mod tests {
             }
         }
         assert_eq!(fused_for(&shape(After::Gated, 2, 4865, 896), true), None, "not whole blocks");
-        assert_eq!(fused_for(&shape(After::Gated, 64, 4864, 896), true), None);
+        assert_eq!(fused_for(&shape(After::Gated, 65, 4864, 896), true), None);
         let down = fused_for(&shape(After::Plain, 8, 896, 4864), true);
-        assert_eq!(down.map(|(i, c)| FUSED[i].geometry(896, c).grid), Some([56, 4, 1]));
+        assert_eq!(down.map(|(i, c)| FUSED[i].geometry(896, c).grid), Some([56, 2, 1]));
     }
 }

@@ -3,7 +3,7 @@
 //   fused_gemv_{after}:                one row of x, arithmetic on the cores; two rows of weights a block of 128 threads.
 //   fused_m{M}_{after}_t{T}_w{W}:      1..M rows of x on the tensor cores (mma.m16n8k16), W warps a block, which divide k.
 //
-// norm: null, or the weight [k] of an RMS norm: x is multiplied by it (+ offset) on its way into the product, whose
+// norm: null, or the weight [k] of an RMS norm: x is multiplied by it on its way into the product, whose
 // result is divided by the root mean square of x, summed meanwhile.
 // after:
 //   plain:    y = that (+ bias) (+ add); y f32 when out_f32. n columns.
@@ -20,79 +20,6 @@
 // Weights go from global memory straight into fragments, the first of them before the wait for the kernel before.
 // Gate, up and QKV are rounded to bf16 before they are used further, as separate kernels would.
 // Expected: bytes, n * k * 2 at 4.36 TB/s, plus 1.5-2 us a launch.
-
-struct Places {
-  const int *positions, *slots;
-  const float *cos_table, *sin_table;
-  bf16 *key_cache, *value_cache;
-  int heads, kv_heads, head_dim;
-};
-
-struct Operands {
-  const bf16 *weights, *x, *norm, *bias, *add;
-  void* y;
-  int rows, n, k;
-  float eps, offset;
-  int out_f32;
-  DEVICE float extra(int m, int column) const {
-    float v = bias != nullptr ? to_float(bias[column]) : 0.f;
-    if (add != nullptr) v += to_float(add[(u64)m * n + column]);
-    return v;
-  }
-  DEVICE void store(int m, int column, float v) const {
-    const u64 at = (u64)m * n + column;
-    if (out_f32) ((float*)y)[at] = v;
-    else ((bf16*)y)[at] = to_bf16(v);
-  }
-};
-
-enum After { PLAIN, GATED, ROTATED };
-
-DEVICE float rounded(float v) { return to_float(to_bf16(v)); }
-DEVICE float gate(float g, float up) {
-  g = rounded(g);
-  return __fdividef(g, 1.f + exp2_fast(-g * LOG2E)) * rounded(up);
-}
-
-// Where one pair of a head's elements goes, and by how much it turns. Made before the wait: nothing here is written by
-// kernels.
-struct Turn {
-  float cosine, sine;
-  bf16* to;  // null: nowhere; its partner is half a head further
-  int half;
-  DEVICE Turn(const Operands& o, const Places& p, int m, int pair) : cosine(1.f), sine(0.f), to(nullptr) {
-    half = p.head_dim >> 1;
-    if (m >= o.rows) return;
-    const int head = pair / half, i = pair - head * half;
-    if (head < p.heads + p.kv_heads) {
-      const u64 at = (u64)p.positions[m] * half + i;
-      cosine = p.cos_table[at], sine = p.sin_table[at];
-    }
-    if (head < p.heads) {
-      to = (bf16*)o.y + (u64)m * o.n + head * p.head_dim + i;
-    } else {
-      const int slot = p.slots[m], kv_head = head - p.heads;
-      const bool is_value = kv_head >= p.kv_heads;
-      if (slot >= 0)
-        to = (is_value ? p.value_cache : p.key_cache) +
-             (((u64)(slot >> 4) * p.kv_heads + (is_value ? kv_head - p.kv_heads : kv_head)) * 16 + (slot & 15)) * p.head_dim + i;
-    }
-  }
-  DEVICE void store(float a, float b) const {
-    a = rounded(a), b = rounded(b);
-    if (to == nullptr) return;
-    to[0] = to_bf16(a * cosine - b * sine);
-    to[half] = to_bf16(b * cosine + a * sine);
-  }
-};
-
-// First weight row of pair p, and how far the second is.
-template <After AFTER> DEVICE int pair_row(const Places& p, int pair) {
-  if (AFTER != ROTATED) return pair;
-  const int half = p.head_dim >> 1;
-  return pair / half * p.head_dim + pair % half;
-}
-template <After AFTER> DEVICE int pair_apart(const Operands& o, const Places& p) { return AFTER == ROTATED ? p.head_dim >> 1 : o.n; }
 
 template <After AFTER> DEVICE void gemv_pair(const Operands& o, const Places& p) {
   constexpr int U = 4;
@@ -118,13 +45,13 @@ template <After AFTER> DEVICE void gemv_pair(const Operands& o, const Places& p)
       if (at + 128 * u < vectors) {
         const u32x4 xv = ((const u32x4*)o.x)[at + 128 * u];
         u32x4 nv = {{0, 0, 0, 0}};
-        if (o.norm != nullptr) nv = load_weights((const u32x4*)o.norm + at + 128 * u);
+        if (o.norm != nullptr) nv = ((const u32x4*)o.norm)[at + 128 * u];  // through L1: all blocks read it
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           float low = low_bf16(xv.r[i]), high = high_bf16(xv.r[i]);
           if (o.norm != nullptr) {
             squares += low * low + high * high;
-            low *= low_bf16(nv.r[i]) + o.offset, high *= high_bf16(nv.r[i]) + o.offset;
+            low *= low_bf16(nv.r[i]), high *= high_bf16(nv.r[i]);
           }
 #pragma unroll
           for (int r = 0; r < 2; r++) sum[r] += low_bf16(w[u][r].r[i]) * low + high_bf16(w[u][r].r[i]) * high;
@@ -149,16 +76,6 @@ template <After AFTER> DEVICE void gemv_pair(const Operands& o, const Places& p)
     const float bias0 = o.bias != nullptr ? to_float(o.bias[row0]) : 0.f;
     const float bias1 = o.bias != nullptr ? to_float(o.bias[row0 + apart]) : 0.f;
     turn.store(all[0] * factor + bias0, all[1] * factor + bias1);
-  }
-}
-
-// x times the norm's weight, and the sum of squares of x.
-DEVICE void weigh(u32x4& x, const u32x4& weight, float offset, float& squares) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float low = low_bf16(x.r[i]), high = high_bf16(x.r[i]);
-    squares += low * low + high * high;
-    x.r[i] = pack_bf16(low * (low_bf16(weight.r[i]) + offset), high * (high_bf16(weight.r[i]) + offset));
   }
 }
 
@@ -209,10 +126,10 @@ template <int MT, int T, int W, int U, After AFTER> DEVICE void skinny(const Ope
     const int i = e * THREADS + threadIdx.x, r = (first + i) % COLUMNS, m = (first + i) / COLUMNS;
     extra[e] = AFTER == PLAIN && i < outs && m < o.rows ? o.extra(m, column0 + r) : 0.f;
   }
-  float sum[T][MT][4], squares[MT];
+  float sum[T][MT][4], squares[MT][2];
 #pragma unroll
   for (int b = 0; b < MT; b++) {
-    squares[b] = 0.f;
+    squares[b][0] = squares[b][1] = 0.f;
 #pragma unroll
     for (int t = 0; t < T; t++) sum[t][b][0] = sum[t][b][1] = sum[t][b][2] = sum[t][b][3] = 0.f;
   }
@@ -232,9 +149,14 @@ template <int MT, int T, int W, int U, After AFTER> DEVICE void skinny(const Ope
       for (int u = 0; u < X; u++)
         if (j + (u0 + u) * W < end) {
           if (o.norm != nullptr) {
-            const u32x4 nv = load_weights(o.norm + (j + (u0 + u) * W) * 32 + c * 8);
+            const u32x4 nv = *(const u32x4*)(o.norm + (j + (u0 + u) * W) * 32 + c * 8);  // through L1: all blocks read it
 #pragma unroll
-            for (int b = 0; b < MT; b++) weigh(xv[u][b], nv, o.offset, squares[b]);
+            for (int b = 0; b < MT; b++) {
+              u32x4& v = xv[u][b];
+              add_squares(squares[b], v.r[0], v.r[1]), add_squares(squares[b], v.r[2], v.r[3]);
+#pragma unroll
+              for (int i = 0; i < 4; i++) v.r[i] = mul_bf16x2(v.r[i], nv.r[i]);
+            }
           }
 #pragma unroll
           for (int t = 0; t < T; t++) {
@@ -252,9 +174,8 @@ template <int MT, int T, int W, int U, After AFTER> DEVICE void skinny(const Ope
 #pragma unroll
   for (int b = 0; b < MT; b++) {
     if (o.norm != nullptr) {
-      squares[b] += __shfl_xor_sync(FULL_WARP, squares[b], 1);
-      squares[b] += __shfl_xor_sync(FULL_WARP, squares[b], 2);
-      if (c == 0) squares_of[warp][8 * b + g] = squares[b];
+      float mine;
+      if (diagonal(squares[b], lane, mine)) squares_of[warp][8 * b + g] = mine;
     }
 #pragma unroll
     for (int t = 0; t < T; t++)
@@ -314,37 +235,21 @@ template <int MT, int T, int W, int U, After AFTER> DEVICE void skinny(const Ope
   }
 }
 
-#define FUSED(NAME, THREADS, BODY)                                                                                       \
-  KERNEL void __launch_bounds__(THREADS)                                                                                 \
-      NAME(const bf16* weights, const bf16* x, const bf16* norm, const bf16* bias, const bf16* add, void* y, int rows,   \
-           int n, int k, float eps, float offset, int out_f32, const int* positions, const int* slots,                   \
-           const float* cos_table, const float* sin_table, bf16* key_cache, bf16* value_cache, int heads, int kv_heads,  \
-           int head_dim) {                                                                                               \
-    const Operands o = {weights, x, norm, bias, add, y, rows, n, k, eps, offset, out_f32};                               \
-    const Places p = {positions, slots, cos_table, sin_table, key_cache, value_cache, heads, kv_heads, head_dim};        \
-    BODY(o, p);                                                                                                          \
-  }
 FUSED(fused_gemv_plain, 128, gemv_pair<PLAIN>)
 FUSED(fused_gemv_gated, 128, gemv_pair<GATED>)
 FUSED(fused_gemv_rotated, 128, gemv_pair<ROTATED>)
-#define COMMA ,
 FUSED(fused_m8_plain_t1_w8, 256, skinny<1 COMMA 1 COMMA 8 COMMA 5 COMMA PLAIN>)
 FUSED(fused_m8_plain_t1_w16, 512, skinny<1 COMMA 1 COMMA 16 COMMA 5 COMMA PLAIN>)
-FUSED(fused_m8_plain_t2_w8, 256, skinny<1 COMMA 2 COMMA 8 COMMA 4 COMMA PLAIN>)
-FUSED(fused_m8_plain_t2_w16, 512, skinny<1 COMMA 2 COMMA 16 COMMA 2 COMMA PLAIN>)
-FUSED(fused_m8_gated_t2_w8, 256, skinny<1 COMMA 2 COMMA 8 COMMA 4 COMMA GATED>)
-FUSED(fused_m8_gated_t1_w8, 256, skinny<1 COMMA 1 COMMA 8 COMMA 4 COMMA GATED>)
-FUSED(fused_m8_rotated_t1_w8, 256, skinny<1 COMMA 1 COMMA 8 COMMA 4 COMMA ROTATED>)
-FUSED(fused_m8_rotated_t1_w16, 512, skinny<1 COMMA 1 COMMA 16 COMMA 4 COMMA ROTATED>)
-FUSED(fused_m8_rotated_t2_w16, 512, skinny<1 COMMA 2 COMMA 16 COMMA 2 COMMA ROTATED>)
+FUSED(fused_m8_plain_t2_w8, 256 COMMA 3, skinny<1 COMMA 2 COMMA 8 COMMA 2 COMMA PLAIN>)
+FUSED(fused_m8_plain_t2_w16, 512 COMMA 2, skinny<1 COMMA 2 COMMA 16 COMMA 2 COMMA PLAIN>)
+FUSED(fused_m8_gated_t2_w8, 256 COMMA 3, skinny<1 COMMA 2 COMMA 8 COMMA 2 COMMA GATED>)
+FUSED(fused_m8_gated_t2_w7, 224 COMMA 2, skinny<1 COMMA 2 COMMA 7 COMMA 4 COMMA GATED>)
+FUSED(fused_m8_gated_t1_w8, 256 COMMA 3, skinny<1 COMMA 1 COMMA 8 COMMA 4 COMMA GATED>)
+FUSED(fused_m8_gated_t1_w4, 128 COMMA 6, skinny<1 COMMA 1 COMMA 4 COMMA 4 COMMA GATED>)
+FUSED(fused_m8_rotated_t1_w8, 256 COMMA 3, skinny<1 COMMA 1 COMMA 8 COMMA 4 COMMA ROTATED>)
+FUSED(fused_m8_rotated_t1_w16, 512 COMMA 2, skinny<1 COMMA 1 COMMA 16 COMMA 2 COMMA ROTATED>)
+FUSED(fused_m8_rotated_t2_w16, 512 COMMA 2, skinny<1 COMMA 2 COMMA 16 COMMA 2 COMMA ROTATED>)
 FUSED(fused_m16_plain_t1_w8, 256, skinny<2 COMMA 1 COMMA 8 COMMA 4 COMMA PLAIN>)
 FUSED(fused_m16_plain_t1_w16, 512, skinny<2 COMMA 1 COMMA 16 COMMA 4 COMMA PLAIN>)
-FUSED(fused_m16_plain_t2_w8, 256, skinny<2 COMMA 2 COMMA 8 COMMA 2 COMMA PLAIN>)
-FUSED(fused_m16_gated_t2_w8, 256, skinny<2 COMMA 2 COMMA 8 COMMA 4 COMMA GATED>)
+FUSED(fused_m16_gated_t2_w8, 256, skinny<2 COMMA 2 COMMA 8 COMMA 2 COMMA GATED>)
 FUSED(fused_m16_rotated_t1_w8, 256, skinny<2 COMMA 1 COMMA 8 COMMA 4 COMMA ROTATED>)
-FUSED(fused_m32_plain_t1_w8, 256, skinny<4 COMMA 1 COMMA 8 COMMA 4 COMMA PLAIN>)
-FUSED(fused_m32_plain_t1_w16, 512, skinny<4 COMMA 1 COMMA 16 COMMA 4 COMMA PLAIN>)
-FUSED(fused_m32_gated_t2_w8, 256, skinny<4 COMMA 2 COMMA 8 COMMA 4 COMMA GATED>)
-FUSED(fused_m32_rotated_t1_w8, 256, skinny<4 COMMA 1 COMMA 8 COMMA 4 COMMA ROTATED>)
-#undef FUSED
-#undef COMMA

@@ -10,6 +10,8 @@ pub const NORM_WIDTH_MAX: u32 = 32_768;
 const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396), (128, 396)];
 /// More splits than this only make the combination longer.
 const SPLITS_MAX: u32 = 48;
+/// Blocks of `sample_scan`.
+pub const SCAN_BLOCKS: u32 = 1024;
 const WARP: u32 = 32;
 
 const fn plain(grid: [u32; 3], block: u32) -> Geometry {
@@ -91,6 +93,16 @@ pub fn prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, 
 
 pub fn sample(rows: u32) -> Geometry {
     plain([rows, 1, 1], 1024)
+}
+
+/// Blocks that look at one row in `sample_scan`: about eight a multiprocessor in all. Scratch: `rows * parts` u64, at most
+/// the larger of `rows` and [`SCAN_BLOCKS`].
+pub fn sample_parts(rows: u32) -> u32 {
+    (SCAN_BLOCKS / rows.max(1)).clamp(1, 128)
+}
+
+pub fn sample_scan(rows: u32) -> Geometry {
+    plain([sample_parts(rows), rows, 1], 256)
 }
 
 pub fn token_state_reset() -> Geometry {
@@ -200,6 +212,12 @@ mod tests {
             assert!(product(&p, 4096).grid[0] * p.rows_per_block >= 4096);
             assert!(p.takes(1, 4096, 4096) && !p.takes(p.rows_max + 1, 4096, 4096) && !p.takes(1, 4096, 4100));
         }
+    }
+
+    #[test]
+    fn a_scan_needs_no_more_scratch_than_there_is() {
+        assert_eq!([1, 8, 64, 256, 2000].map(sample_parts), [128, 128, 16, 4, 1]);
+        assert!((1..4096).all(|rows| sample_parts(rows) * rows <= SCAN_BLOCKS.max(rows)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Sources are header-free CUDA C++ (`*.cu`, one op a file), embedded as text; every file opens with what it does, the
 //! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
-//! the arithmetic they share; both precede each file. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
+//! the arithmetic they share; both precede each file. `wgmma.cuh` and `linear.cuh` precede those that name them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
 //!
 //! Arguments are device pointers, i32 and f32 only, in the order of the `.cu` file's entry.
 
@@ -13,8 +13,8 @@ mod sample_row;
 pub use super::module::Geometry;
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
-    Products, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles, product,
-    rms_norm, rope, sample, splits, token_state_reset,
+    Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_prefill, embed, gated_act, gather, prefill, prefill_tiles,
+    product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
 
@@ -30,6 +30,7 @@ pub const PREFILL_ROWS: u32 = 128;
 const PTX: &str = include_str!("ptx.cuh");
 const PRELUDE: &str = include_str!("prelude.cuh");
 const WGMMA: &str = include_str!("wgmma.cuh");
+const LINEAR: &str = include_str!("linear.cuh");
 
 /// A `.cu` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 12] = [
+pub const FILES: [KernelFile; 13] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -103,22 +104,37 @@ pub const FILES: [KernelFile; 12] = [
             "fused_m8_plain_t2_w8",
             "fused_m8_plain_t2_w16",
             "fused_m8_gated_t2_w8",
+            "fused_m8_gated_t2_w7",
             "fused_m8_gated_t1_w8",
+            "fused_m8_gated_t1_w4",
             "fused_m8_rotated_t1_w8",
             "fused_m8_rotated_t1_w16",
             "fused_m8_rotated_t2_w16",
             "fused_m16_plain_t1_w8",
             "fused_m16_plain_t1_w16",
-            "fused_m16_plain_t2_w8",
             "fused_m16_gated_t2_w8",
             "fused_m16_rotated_t1_w8",
-            "fused_m32_plain_t1_w8",
-            "fused_m32_plain_t1_w16",
-            "fused_m32_gated_t2_w8",
-            "fused_m32_rotated_t1_w8",
         ]
     ),
-    file!("sample", Variants::Once, ["sample"]),
+    file!(
+        "tile_linear",
+        Variants::Once,
+        [
+            "tile_m16_plain_n64",
+            "tile_m16_gated_n64",
+            "tile_m16_rotated_n64",
+            "tile_m32_plain_n64",
+            "tile_m32_gated_n64",
+            "tile_m32_gated_n128",
+            "tile_m32_rotated_n64",
+            "tile_m64_plain_n64",
+            "tile_m64_plain_n128",
+            "tile_m64_gated_n64",
+            "tile_m64_gated_n128",
+            "tile_m64_rotated_n64",
+        ]
+    ),
+    file!("sample", Variants::Once, ["sample_scan", "sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
 
@@ -131,8 +147,12 @@ impl KernelFile {
     /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
-        let wgmma = if matches!(self.variants, Variants::HopperHeadDims(_)) { WGMMA } else { "" };
-        let text = format!("{PTX}\n{PRELUDE}\n{wgmma}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
+        let shared = match self.name {
+            _ if matches!(self.variants, Variants::HopperHeadDims(_)) => WGMMA,
+            "fused_linear" | "tile_linear" => LINEAR,
+            _ => "",
+        };
+        let text = format!("{PTX}\n{PRELUDE}\n{shared}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
         let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
         if self.name == "attn_prefill" {
             options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability)));
@@ -174,9 +194,9 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The two macros of gemv.cu hold a KERNEL line each that declares nothing by itself.
-            let declared =
-                made("KERNEL") + made("GEMV(") + made("SKINNY(") + made("FUSED(") - made("#define GEMV(") - made("#define SKINNY(");
-            let declared = declared - usize::from(f.body.contains("#define FUSED("));
+            let declared = made("KERNEL") + made("GEMV(") + made("SKINNY(") + made("FUSED(")
+                - made("#define GEMV(")
+                - made("#define SKINNY(");
             assert_eq!(declared, f.entries.len(), "{}", f.name);
             for entry in f.entries {
                 let macro_made = f.name == "gemv" && entry.starts_with("gemv_");

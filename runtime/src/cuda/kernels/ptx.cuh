@@ -50,6 +50,13 @@ DEVICE u32x4 load_weights(const void* p) {
   return v;
 }
 
+// Two products of bf16, each rounded once.
+DEVICE u32 mul_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000u));
+  return r;
+}
+
 DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
