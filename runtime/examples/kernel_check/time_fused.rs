@@ -9,8 +9,8 @@ const POOL_BYTES: usize = 2 << 30;
 
 pub fn all(card: &Card) -> Outcome {
     let weights = card.random(POOL_BYTES)?;
-    let x = card.random(64 * 32_768 * 2)?;
-    let (y, caches) = (card.poisoned(64 * 160_000 * 4)?, card.poisoned(64 << 20)?);
+    let x = card.random(256 * 32_768 * 2)?;
+    let (y, caches) = (card.poisoned(256 * 160_000 * 4)?, card.poisoned(64 << 20)?);
     let norms = card.random(65_536)?;
     let zeros = card.upload(&vec![0_i32; 1 << 16])?;
     for shape in &SHAPES {
@@ -26,7 +26,7 @@ pub fn all(card: &Card) -> Outcome {
             let weight_rows = if after == After::Gated { 2 * n } else { n };
             let bytes = weight_rows * k * 2;
             let copies = (POOL_BYTES / bytes).min(32);
-            for rows in [1, 8, 16, 32, 64] {
+            for rows in [1, 8, 16, 32, 64, 128, 256] {
                 let (rows32, n32, k32) = (rows as u32, n as u32, k as u32);
                 let wanted = FusedShape { after, rows: rows32, n: n32, k: k32, norm, head_dim: shape.head_dim as u32 };
                 let mut figures = vec![];
@@ -59,7 +59,7 @@ pub fn all(card: &Card) -> Outcome {
                                 int(shape.kv_heads),
                                 int(shape.head_dim),
                             ];
-                            card.run(kernel.entry, 0, kernel.geometry(n32, clusters), &args)
+                            card.run(kernel.entry, 0, kernel.geometry(rows32, n32, clusters), &args)
                         })?;
                         figures.push((us, format!("{} c{clusters}", kernel.entry)));
                     }

@@ -200,6 +200,7 @@ impl Executor {
         let (kernel, linear) = (&kernels::FUSED[op.kernel], &op.linear);
         let none = InputNorm { weight: 0, eps: 0.0 };
         let norm = op.norm.unwrap_or(none);
+        let rows = step.rows(linear.rows) as u32;
         let table = op.rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
         let (keys, values) = op.rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
         let heads = op.rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
@@ -210,7 +211,7 @@ impl Executor {
             Arg::Pointer(linear.bias.unwrap_or(0)),
             Arg::Pointer(linear.residual.unwrap_or(0)),
             Arg::Pointer(linear.out),
-            Arg::Int(step.rows(linear.rows) as i32),
+            Arg::Int(rows as i32),
             Arg::Int(linear.n as i32),
             Arg::Int(linear.k as i32),
             Arg::Float(norm.eps),
@@ -227,7 +228,7 @@ impl Executor {
         ];
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step; the
         // kernel takes this shape (`kernels::fused_for`).
-        unsafe { self.kernels.fused[op.kernel].launch(&kernel.geometry(linear.n, op.clusters), &args) }
+        unsafe { self.kernels.fused[op.kernel].launch(&kernel.geometry(rows, linear.n, op.clusters), &args) }
     }
 
     unsafe fn norm(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {

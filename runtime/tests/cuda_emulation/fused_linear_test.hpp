@@ -19,14 +19,14 @@ struct FusedCase {
 using fused::After, fused::PLAIN, fused::GATED, fused::ROTATED;
 
 inline int fused_shared_bytes(const FusedCase& c) {
-  if (c.tile) return 4 * (c.tile + c.most_rows + 1) * 128 + c.most_rows * (c.tile + 5) * 4;
+  if (c.tile) return 5 * (c.tile + c.most_rows + 1) * 128 + c.most_rows * (c.tile + 5) * 4;
   const int tile_rows = c.after == PLAIN ? c.columns : 2 * c.columns, m = c.most_rows;
   return 4 * (c.warps * (tile_rows * (m + 1) + m) + m + c.columns * m);
 }
 
 inline void test_fused_case(const FusedCase& c, int rows) {
   const int heads = 3, kv_heads = 1, head_dim = c.n / 5, half = head_dim / 2;
-  const int weight_rows = c.after == GATED ? 2 * c.n : c.n, slots_in_cache = 128;
+  const int weight_rows = c.after == GATED ? 2 * c.n : c.n, slots_in_cache = 256;
   Buffer<bf16> w(size_t(weight_rows) * c.k), x(rows * c.k), norm(c.k), bias(weight_rows), add(rows * c.n), y(rows * c.n);
   Buffer<float> y32(rows * c.n), cosine(8 * std::max(half, 1)), sine(8 * std::max(half, 1));
   Buffer<bf16> keys(slots_in_cache * std::max(head_dim, 1)), values(slots_in_cache * std::max(head_dim, 1));
@@ -43,7 +43,8 @@ inline void test_fused_case(const FusedCase& c, int rows) {
              kv_heads, head_dim);
   };
   const int blocks = ((c.after == ROTATED ? c.n / 2 : c.n) + c.columns - 1) / c.columns;
-  emu::launch({blocks, c.clusters}, threads, fused_shared_bytes(c), run, c.clusters);
+  const int m_blocks = (rows + c.most_rows - 1) / c.most_rows;
+  emu::launch({blocks, c.clusters, m_blocks}, threads, fused_shared_bytes(c), run, c.clusters);
   Nmse e;
   for (int m = 0; m < rows; m++) {
     double squares = 0;
@@ -106,34 +107,46 @@ inline void test_fused_linear() {
       CASE(fused_m16_plain_t1_w16, PLAIN, 16, 16, 16, 32, 1120, 1, true, true),
       CASE(fused_m16_gated_t2_w8, GATED, 16, 8, 16, 32, 896, 1, true, false),
       CASE(fused_m16_rotated_t1_w8, ROTATED, 8, 8, 16, 80, 896, 1, true, true),
-      CASE(tile_m16_plain_n64, PLAIN, 64, 2, 16, 128, 576, 4, false, true, 64),
-      CASE(tile_m16_plain_n64, PLAIN, 64, 2, 16, 128, 576, 4, true, true, 64),
-      CASE(tile_m16_gated_n64, GATED, 32, 2, 16, 64, 128, 1, false, false, 64),
-      CASE(tile_m16_gated_n64, GATED, 32, 2, 16, 64, 128, 1, true, false, 64),
-      CASE(tile_m16_rotated_n64, ROTATED, 32, 2, 16, 320, 320, 2, false, true, 64),
-      CASE(tile_m16_rotated_n64, ROTATED, 32, 2, 16, 320, 320, 2, true, true, 64),
-      CASE(tile_m32_plain_n64, PLAIN, 64, 4, 32, 128, 896, 8, false, true, 64),
-      CASE(tile_m32_plain_n64, PLAIN, 64, 4, 32, 128, 896, 8, true, true, 64),
-      CASE(tile_m32_gated_n64, GATED, 32, 4, 32, 64, 320, 2, false, false, 64),
-      CASE(tile_m32_gated_n64, GATED, 32, 4, 32, 64, 320, 2, true, false, 64),
-      CASE(tile_m32_gated_n128, GATED, 64, 8, 32, 128, 192, 1, false, false, 128),
-      CASE(tile_m32_gated_n128, GATED, 64, 8, 32, 128, 192, 1, true, false, 128),
-      CASE(tile_m32_rotated_n64, ROTATED, 32, 4, 32, 320, 320, 1, false, true, 64),
-      CASE(tile_m32_rotated_n64, ROTATED, 32, 4, 32, 320, 320, 1, true, true, 64),
-      CASE(tile_m64_plain_n64, PLAIN, 64, 4, 64, 64, 640, 8, false, true, 64),
-      CASE(tile_m64_plain_n64, PLAIN, 64, 4, 64, 64, 640, 8, true, true, 64),
-      CASE(tile_m64_plain_n128, PLAIN, 128, 8, 64, 128, 640, 2, false, false, 128),
-      CASE(tile_m64_plain_n128, PLAIN, 128, 8, 64, 128, 640, 2, true, false, 128),
-      CASE(tile_m64_gated_n64, GATED, 32, 4, 64, 32, 320, 4, false, false, 64),
-      CASE(tile_m64_gated_n64, GATED, 32, 4, 64, 32, 320, 4, true, false, 64),
-      CASE(tile_m64_gated_n128, GATED, 64, 8, 64, 64, 320, 1, false, false, 128),
-      CASE(tile_m64_gated_n128, GATED, 64, 8, 64, 64, 320, 1, true, false, 128),
-      CASE(tile_m64_rotated_n64, ROTATED, 32, 4, 64, 320, 128, 2, false, true, 64),
-      CASE(tile_m64_rotated_n64, ROTATED, 32, 4, 64, 320, 128, 2, true, true, 64),
+      CASE(fused_m32_plain_t1_w8, PLAIN, 16, 8, 32, 32, 608, 2, false, true),
+      CASE(fused_m32_plain_t1_w16, PLAIN, 16, 16, 32, 16, 608, 1, true, true),
+      CASE(fused_m32_rotated_t1_w8, ROTATED, 8, 8, 32, 80, 416, 1, true, true),
+      CASE(fused_m64_plain_t1_w16, PLAIN, 16, 16, 64, 16, 1120, 2, false, true),
+      CASE(fused_m64_rotated_t1_w16, ROTATED, 8, 16, 64, 80, 896, 1, true, true),
+      CASE(tile_m32_plain_c4, PLAIN, 64, 8, 32, 128, 576, 4, false, false, 64),
+      CASE(tile_m32_plain_c4, PLAIN, 64, 8, 32, 128, 896, 4, true, true, 64),
+      CASE(tile_m32_plain_c8, PLAIN, 64, 8, 32, 128, 1088, 8, false, false, 64),
+      CASE(tile_m32_plain_c8, PLAIN, 64, 8, 32, 128, 640, 8, true, true, 64),
+      CASE(tile_m32_gated_c1, GATED, 32, 8, 32, 64, 128, 1, false, false, 64),
+      CASE(tile_m32_gated_c1, GATED, 32, 8, 32, 64, 896, 1, true, false, 64),
+      CASE(tile_m32_gated_c2, GATED, 32, 8, 32, 64, 320, 2, false, false, 64),
+      CASE(tile_m32_gated_c2, GATED, 32, 8, 32, 64, 896, 2, true, false, 64),
+      CASE(tile_m32_rotated_c4, ROTATED, 32, 8, 32, 320, 576, 4, false, true, 64),
+      CASE(tile_m32_rotated_c4, ROTATED, 32, 8, 32, 320, 896, 4, true, true, 64),
+      CASE(tile_m32_rotated_c8, ROTATED, 32, 8, 32, 320, 1088, 8, false, true, 64),
+      CASE(tile_m32_rotated_c8, ROTATED, 32, 8, 32, 320, 640, 8, true, true, 64),
+      CASE(tile_m64_plain_c1, PLAIN, 64, 8, 64, 128, 128, 1, false, false, 64),
+      CASE(tile_m64_plain_c1, PLAIN, 64, 8, 64, 128, 896, 1, true, true, 64),
+      CASE(tile_m64_plain_c2, PLAIN, 64, 8, 64, 128, 320, 2, false, false, 64),
+      CASE(tile_m64_plain_c2, PLAIN, 64, 8, 64, 128, 896, 2, true, true, 64),
+      CASE(tile_m64_plain_c4, PLAIN, 64, 8, 64, 128, 576, 4, false, false, 64),
+      CASE(tile_m64_plain_c4, PLAIN, 64, 8, 64, 128, 896, 4, true, true, 64),
+      CASE(tile_m64_plain_c8, PLAIN, 64, 8, 64, 128, 1088, 8, false, false, 64),
+      CASE(tile_m64_plain_c8, PLAIN, 64, 8, 64, 128, 640, 8, true, true, 64),
+      CASE(tile_m64_gated_c1, GATED, 32, 8, 64, 64, 128, 1, false, false, 64),
+      CASE(tile_m64_gated_c1, GATED, 32, 8, 64, 64, 896, 1, true, false, 64),
+      CASE(tile_m64_gated_c2, GATED, 32, 8, 64, 64, 320, 2, false, false, 64),
+      CASE(tile_m64_gated_c2, GATED, 32, 8, 64, 64, 896, 2, true, false, 64),
+      CASE(tile_m64_rotated_c2, ROTATED, 32, 8, 64, 320, 320, 2, false, true, 64),
+      CASE(tile_m64_rotated_c2, ROTATED, 32, 8, 64, 320, 896, 2, true, true, 64),
+      CASE(tile_m64_rotated_c4, ROTATED, 32, 8, 64, 320, 576, 4, false, true, 64),
+      CASE(tile_m64_rotated_c4, ROTATED, 32, 8, 64, 320, 896, 4, true, true, 64),
+      CASE(tile_m64_rotated_c8, ROTATED, 32, 8, 64, 320, 1088, 8, false, true, 64),
+      CASE(tile_m64_rotated_c8, ROTATED, 32, 8, 64, 320, 640, 8, true, true, 64),
   };
 #undef CASE
   for (const auto& c : cases) {
     test_fused_case(c, c.most_rows);
+    if (c.tile) test_fused_case(c, c.most_rows + integer_between(1, c.most_rows));
     if (c.most_rows > 1) test_fused_case(c, 1), test_fused_case(c, integer_between(2, c.most_rows - 1));
   }
 }

@@ -121,3 +121,7 @@ inline void store_in_cluster(smem_t at, int rank, float v) {
   check_shared(there, 4);
   std::memcpy((void*)there, &v, 4);
 }
+inline void store_in_cluster4(smem_t at, int rank, float a, float b, float c, float d) {
+  if (at % 16) emu::fail("shared memory: misaligned");
+  store_in_cluster(at, rank, a), store_in_cluster(at + 4, rank, b), store_in_cluster(at + 8, rank, c), store_in_cluster(at + 12, rank, d);
+}

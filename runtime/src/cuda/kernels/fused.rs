@@ -18,12 +18,12 @@ pub enum After {
 pub struct Fused {
     pub entry: &'static str,
     pub after: After,
-    /// Rows of x.
+    /// Rows of x of a block; of the whole product for `fused_linear.cu`.
     pub rows_max: u32,
     /// Columns (pairs of columns) of a block.
     pub columns: u32,
     warps: u32,
-    /// Rows of weights of a block of `tile_linear.cu`; 0 for `fused_linear.cu`.
+    /// Blocks of a cluster of `tile_linear.cu`; 0 for `fused_linear.cu`, which takes any number.
     tile: u32,
 }
 
@@ -50,18 +50,19 @@ const fn skinny(entry: &'static str, rows_max: u32, after: After, tiles: u32, wa
     Fused { entry, after, rows_max, columns, warps, tile: 0 }
 }
 
-const fn tile(entry: &'static str, rows_max: u32, after: After, tile: u32) -> Fused {
-    let columns = if matches!(after, After::Plain) { tile } else { tile / 2 };
-    let warps = if rows_max >= 32 { tile / 16 } else { tile / 32 };
-    Fused { entry, after, rows_max, columns, warps, tile }
+const fn tile(entry: &'static str, rows_max: u32, after: After, clusters: u32) -> Fused {
+    let columns = if matches!(after, After::Plain) { TILE_N } else { TILE_N / 2 };
+    Fused { entry, after, rows_max, columns, warps: 8, tile: clusters }
 }
 
+/// Rows of weights of a block of `tile_linear.cu`.
+const TILE_N: u32 = 64;
 /// Elements of k that a block of `tile_linear.cu` takes at a time, and how many such tiles are under way.
 const TILE_K: u32 = 64;
-const TILE_STAGES: u32 = 4;
+const TILE_STAGES: u32 = 5;
 
 /// Every entry, in the order of the files.
-pub const FUSED: [Fused; 30] = [
+pub const FUSED: [Fused; 38] = [
     gemv("fused_gemv_plain", After::Plain),
     gemv("fused_gemv_gated", After::Gated),
     gemv("fused_gemv_rotated", After::Rotated),
@@ -80,18 +81,26 @@ pub const FUSED: [Fused; 30] = [
     skinny("fused_m16_plain_t1_w16", 16, After::Plain, 1, 16),
     skinny("fused_m16_gated_t2_w8", 16, After::Gated, 2, 8),
     skinny("fused_m16_rotated_t1_w8", 16, After::Rotated, 1, 8),
-    tile("tile_m16_plain_n64", 16, After::Plain, 64),
-    tile("tile_m16_gated_n64", 16, After::Gated, 64),
-    tile("tile_m16_rotated_n64", 16, After::Rotated, 64),
-    tile("tile_m32_plain_n64", 32, After::Plain, 64),
-    tile("tile_m32_gated_n64", 32, After::Gated, 64),
-    tile("tile_m32_gated_n128", 32, After::Gated, 128),
-    tile("tile_m32_rotated_n64", 32, After::Rotated, 64),
-    tile("tile_m64_plain_n64", 64, After::Plain, 64),
-    tile("tile_m64_plain_n128", 64, After::Plain, 128),
-    tile("tile_m64_gated_n64", 64, After::Gated, 64),
-    tile("tile_m64_gated_n128", 64, After::Gated, 128),
-    tile("tile_m64_rotated_n64", 64, After::Rotated, 64),
+    skinny("fused_m32_plain_t1_w8", 32, After::Plain, 1, 8),
+    skinny("fused_m32_plain_t1_w16", 32, After::Plain, 1, 16),
+    skinny("fused_m32_rotated_t1_w8", 32, After::Rotated, 1, 8),
+    skinny("fused_m64_plain_t1_w16", 64, After::Plain, 1, 16),
+    skinny("fused_m64_rotated_t1_w16", 64, After::Rotated, 1, 16),
+    tile("tile_m32_plain_c4", 32, After::Plain, 4),
+    tile("tile_m32_plain_c8", 32, After::Plain, 8),
+    tile("tile_m32_gated_c1", 32, After::Gated, 1),
+    tile("tile_m32_gated_c2", 32, After::Gated, 2),
+    tile("tile_m32_rotated_c4", 32, After::Rotated, 4),
+    tile("tile_m32_rotated_c8", 32, After::Rotated, 8),
+    tile("tile_m64_plain_c1", 64, After::Plain, 1),
+    tile("tile_m64_plain_c2", 64, After::Plain, 2),
+    tile("tile_m64_plain_c4", 64, After::Plain, 4),
+    tile("tile_m64_plain_c8", 64, After::Plain, 8),
+    tile("tile_m64_gated_c1", 64, After::Gated, 1),
+    tile("tile_m64_gated_c2", 64, After::Gated, 2),
+    tile("tile_m64_rotated_c2", 64, After::Rotated, 2),
+    tile("tile_m64_rotated_c4", 64, After::Rotated, 4),
+    tile("tile_m64_rotated_c8", 64, After::Rotated, 8),
 ];
 
 impl Fused {
@@ -106,9 +115,11 @@ impl Fused {
             32
         });
         let heads = self.after != After::Rotated || (shape.head_dim / 2).is_multiple_of(self.columns);
-        let tiled = self.tile > 0 && [1, 2, 4, 8].contains(&clusters);
-        let split = tiled || clusters == 1 || (!one_row && self.after == After::Plain && !shape.norm && clusters <= 8);
-        self.after == shape.after && (1..=self.rows_max).contains(&shape.rows) && whole && k && heads && split
+        let split = clusters == self.tile
+            || (self.tile == 0 && clusters == 1)
+            || (self.tile == 0 && !one_row && self.after == After::Plain && !shape.norm && clusters <= 8);
+        let rows = shape.rows > 0 && (self.tile > 0 || shape.rows <= self.rows_max);
+        self.after == shape.after && rows && whole && k && heads && split
     }
 
     /// The `.cu` file.
@@ -126,17 +137,17 @@ impl Fused {
             return 0;
         }
         if self.tile > 0 {
-            return TILE_STAGES * (self.tile + self.rows_max + 1) * TILE_K * 2 + self.rows_max * (self.tile + 5) * 4;
+            return TILE_STAGES * (TILE_N + self.rows_max + 1) * TILE_K * 2 + self.rows_max * (TILE_N + 5) * 4;
         }
         let weight_rows = if matches!(self.after, After::Plain) { self.columns } else { 2 * self.columns };
         let m = self.rows_max;
         4 * (self.warps * (weight_rows * (m + 1) + m) + m + self.columns * m)
     }
 
-    /// The launch for `n` columns of y and clusters of so many blocks, among which k is divided.
-    pub fn geometry(&self, n: u32, clusters: u32) -> Geometry {
+    /// The launch for `rows` rows and `n` columns of y and clusters of so many blocks, among which k is divided.
+    pub fn geometry(&self, rows: u32, n: u32, clusters: u32) -> Geometry {
         Geometry {
-            grid: [self.units(n).div_ceil(self.columns), clusters, 1],
+            grid: [self.units(n).div_ceil(self.columns), clusters, rows.div_ceil(self.rows_max)],
             block: 32 * self.warps,
             shared_bytes: self.shared_bytes(),
             overlap: true,
@@ -149,32 +160,30 @@ impl Fused {
 pub fn fused_for(shape: &FusedShape, clustered: bool) -> Option<(usize, u32)> {
     let small = shape.k <= 2048;
     let narrow = shape.n <= 2048;
-    let wide_heads = (shape.head_dim / 2).is_multiple_of(16);
     let (entry, clusters) = match (shape.after, shape.rows) {
         (After::Plain, 1) if shape.norm && !small => ("fused_gemv_plain", 1),
         (After::Gated, 1) if !small => ("fused_gemv_gated", 1),
         (After::Rotated, 1) => ("fused_gemv_rotated", 1),
-        (After::Gated, 2..=8) if !small => ("fused_m8_gated_t1_w8", 1),
+        // More rows of longer ones: the separate products reach the memory's rate.
+        (After::Gated | After::Rotated, _) if !small => return None,
+        (After::Plain, _) if shape.norm || !narrow => return None,
         (After::Gated, 1..=8) => ("fused_m8_gated_t2_w8", 1),
-        (After::Rotated, 2..=8) if small && wide_heads => ("fused_m8_rotated_t2_w16", 1),
-        (After::Rotated, 2..=8) => ("fused_m8_rotated_t1_w8", 1),
-        (After::Plain, 1..=8) if !shape.norm && narrow && small => ("fused_m8_plain_t1_w16", 1),
-        (After::Plain, 1..=8) if !shape.norm && narrow => ("fused_m8_plain_t1_w16", 2),
-        (After::Plain, 9..=16) if !shape.norm && narrow && small => ("tile_m16_plain_n64", 4),
-        (After::Plain, 9..=16) if !shape.norm && narrow => ("tile_m16_plain_n64", 8),
-        (After::Gated, 9..=16) if small => ("tile_m16_gated_n64", 1),
-        (After::Rotated, 9..=16) if small => ("tile_m16_rotated_n64", 4),
-        (After::Plain, 17..=32) if !shape.norm && narrow && small => ("tile_m32_plain_n64", 4),
-        (After::Plain, 17..=32) if !shape.norm && narrow => ("tile_m32_plain_n64", 8),
-        (After::Gated, 17..=32) if small => ("tile_m32_gated_n64", 1),
-        (After::Rotated, 17..=32) if small => ("tile_m32_rotated_n64", 4),
-        (After::Plain, 33..=64) if !shape.norm && narrow && small => ("tile_m64_plain_n64", 4),
-        (After::Plain, 33..=64) if !shape.norm && narrow => ("tile_m64_plain_n64", 8),
-        (After::Gated, 33..=64) if small => ("tile_m64_gated_n64", 1),
-        (After::Rotated, 33..=64) if small => ("tile_m64_rotated_n64", 4),
+        (After::Gated, 9..=16) => ("fused_m16_gated_t2_w8", 1),
+        (After::Gated, 17..=32) => ("tile_m32_gated_c2", 2),
+        (After::Gated, 33..=64) => ("tile_m64_gated_c1", 1),
+        (After::Rotated, 2..=8) => ("fused_m8_rotated_t1_w16", 1),
+        (After::Rotated, 9..=16) => ("fused_m16_rotated_t1_w8", 1),
+        (After::Rotated, 17..=32) => ("fused_m32_rotated_t1_w8", 1),
+        (After::Rotated, 33..=64) => ("tile_m64_rotated_c8", 8),
+        (After::Plain, 1..=8) if small => ("fused_m8_plain_t1_w8", 1),
+        (After::Plain, 1..=8) => ("fused_m8_plain_t1_w16", 2),
+        (After::Plain, 9..=16) => ("fused_m16_plain_t1_w16", if small { 1 } else { 2 }),
+        (After::Plain, 17..=32) if small => ("fused_m32_plain_t1_w16", 1),
+        (After::Plain, 17..=32) => ("fused_m32_plain_t1_w8", 4),
+        (After::Plain, 33..=64) => ("tile_m64_plain_c8", 8),
         _ => return None,
     };
-    let clusters = if clustered { clusters } else { 1 };
+    let clusters = if clustered { clusters } else { 1 }; // which some do not take
     let index = FUSED.iter().position(|f| f.entry == entry)?;
     FUSED[index].takes(shape, clusters).then_some((index, clusters))
 }
@@ -195,8 +204,8 @@ mod tests {
         for f in FUSED {
             assert!(f.shared_bytes() <= 160 << 10, "{}: {}", f.entry, f.shared_bytes());
             let shape = |rows| FusedShape { norm: false, ..shape(f.after, rows, 4096, 4096) };
-            assert!(f.takes(&shape(f.rows_max), 1));
-            assert!(!f.takes(&shape(f.rows_max + 1), 1));
+            assert!(f.takes(&shape(f.rows_max), f.tile.max(1)));
+            assert_eq!(f.takes(&shape(f.rows_max + 1), f.tile.max(1)), f.tile > 0);
         }
     }
 
@@ -213,12 +222,13 @@ mod tests {
             ] {
                 let Some((index, clusters)) = fused_for(&shape(after, rows, n, k), true) else { continue };
                 assert!(FUSED[index].takes(&shape(after, rows, n, k), clusters));
-                assert!(FUSED[index].geometry(n, clusters).grid[1] == clusters);
+                assert!(FUSED[index].geometry(rows, n, clusters).grid[1] == clusters);
             }
         }
         assert_eq!(fused_for(&shape(After::Gated, 2, 4865, 896), true), None, "not whole blocks");
         assert_eq!(fused_for(&shape(After::Gated, 65, 4864, 896), true), None);
+        assert_eq!(fused_for(&shape(After::Gated, 32, 4864, 896), false), None, "needs clusters");
         let down = fused_for(&shape(After::Plain, 8, 896, 4864), true);
-        assert_eq!(down.map(|(i, c)| FUSED[i].geometry(896, c).grid), Some([56, 2, 1]));
+        assert_eq!(down.map(|(i, c)| FUSED[i].geometry(8, 896, c).grid), Some([56, 2, 1]));
     }
 }

@@ -40,6 +40,7 @@ struct Turn {
   float cosine, sine;
   bf16* to;  // null: nowhere; its partner is half a head further
   int half;
+  Turn() = default;
   DEVICE Turn(const Operands& o, const Places& p, int m, int pair) : cosine(1.f), sine(0.f), to(nullptr) {
     half = p.head_dim >> 1;
     if (m >= o.rows) return;

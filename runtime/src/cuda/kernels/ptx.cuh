@@ -148,3 +148,9 @@ DEVICE void store_in_cluster(smem_t at, int rank, float v) {
                ::"r"(at), "r"(rank), "f"(v) : "memory");
 #endif
 }
+DEVICE void store_in_cluster4(smem_t at, int rank, float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5}; }"
+               ::"r"(at), "r"(rank), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+#endif
+}
