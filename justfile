@@ -11,6 +11,11 @@ ci:
 test:
     cargo nextest run --workspace || cargo test --workspace
 
+# The runtime on a card: logits, texts, sampling and a mixed load against the CPU, then every kernel against float64
+test-card:
+    cargo test --release -p mserve-runtime --test card -- --require-card
+    cargo run --release -p mserve-runtime --example kernel_check -- check
+
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings

@@ -1,44 +1,97 @@
-//! `mserve bench`: tokens per second of the bundled CPU engine, beside what the machine's memory allows.
+//! `mserve bench`: how fast the bundled engine is on this machine, or any OpenAI-compatible server over HTTP.
+//!
+//! Three measurements: on the CPU a table of batch sizes beside what the machine's memory allows; with `--num-prompts`
+//! or on a card so many requests at once through the engine; with `--url` load on a server.
 
+mod cpu_table;
+mod engine_share;
+mod figures;
+mod load;
 mod measure;
+mod offline;
 mod report;
 mod shapes;
 
 use crate::exit::Failure;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use measure::Workload;
+use load::{LoadOptions, Pace};
 use mserve_planner::model::{ModelSpec, Task, parse_config};
-use mserve_runtime::cpu::{CpuBackend, CpuOptions, LoadError, WeightFormat, read_bandwidth};
+use mserve_runtime::cpu::WeightFormat;
 use mserve_runtime::weights::{Checkpoint, RandomWeights, StoredType, TensorSource};
-use report::{Machine, Report};
+use mserve_runtime::worker::DeviceChoice;
+use serde::Serialize;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
+
+const DEMO_MODEL: &str = "examples/demo-model";
+/// Prompts of a load test without `--num-prompts`, for each user.
+const PROMPTS_PER_USER: usize = 4;
+/// Of a load test: more than these do not make it faster.
+const MOST_CLIENT_THREADS: usize = 4;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Model directory.
-    #[arg(default_value = "examples/demo-model", value_name = "DIR")]
-    model: PathBuf,
+    /// Model directory [default: examples/demo-model].
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Model directory; with --url the name of the served model.
+    #[arg(long, value_name = "DIR|NAME", conflicts_with = "dir")]
+    model: Option<String>,
     /// Random weights of a known model's shape instead of a model directory.
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["dir", "model", "url"])]
     shape: Option<shapes::Shape>,
-    /// Sequences decoded at once, one run for each number.
-    #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// cpu, cuda, cuda:N or cuda:GPU-UUID.
+    #[arg(long, default_value = "cpu", conflicts_with = "url")]
+    device: DeviceChoice,
+    /// Requests in all, sent at once through the engine, or over HTTP with --url.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    num_prompts: Option<u32>,
+    /// Tokens of each prompt [default: 1024; 128 for the table].
+    #[arg(long, visible_alias = "prompt-len", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    input_len: Option<u32>,
+    /// Tokens generated for each prompt [default: 128; 64 for the table].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    output_len: Option<u32>,
+    /// End a request at end-of-sequence too. Without it every request gets all its tokens.
+    #[arg(long, conflicts_with = "url")]
+    stop_at_eos: bool,
+    /// Sequences in one step.
+    #[arg(long, value_name = "N", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_num_seqs: Option<u32>,
+    /// Tokens in one step.
+    #[arg(long, value_name = "TOKENS", conflicts_with = "url", value_parser = clap::value_parser!(u32).range(1..=131_072))]
+    max_num_batched_tokens: Option<u32>,
+    /// Table: sequences decoded at once, one run for each number.
+    #[arg(long, value_delimiter = ',', default_value = "1,8", conflicts_with_all = ["url", "num_prompts"], value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch: Vec<u32>,
-    /// Tokens of each prompt.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    prompt_len: u32,
-    /// Tokens generated for each prompt.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
-    output_len: u32,
-    /// Threads that compute [default: all cores].
+    /// Threads: of the CPU that compute [default: all cores]; with --url of the client [default: up to 4].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
-    /// What weights are kept as.
+    /// What weights are kept as, on the CPU.
     #[arg(long, value_enum, default_value_t = Weights::Auto)]
     weights: Weights,
-    /// One JSON object instead of a table.
+    /// A server such as http://127.0.0.1:8000; its key from MSERVE_API_KEY.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Users at once, each with one request under way [default: 1].
+    #[arg(long, value_name = "N", requires = "url", conflicts_with = "request_rate", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    users: Option<u32>,
+    /// Requests a second on average, at random times, however many are under way.
+    #[arg(long, value_name = "RATE", requires = "url")]
+    request_rate: Option<f64>,
+    /// Prompts are random token ids below this.
+    #[arg(long, value_name = "N", requires = "url", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    vocab_size: u32,
+    /// Of prompts and arrival times.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Longest that one request may take.
+    #[arg(long, value_name = "SECONDS", requires = "url", default_value_t = 600)]
+    timeout: u64,
+    /// One JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -65,48 +118,87 @@ impl From<Weights> for WeightFormat {
 }
 
 /// # Errors
-/// When the model cannot be read or run, or a run does not fit its context.
+/// When the model cannot be read or run, a run does not fit its context, or a server answers nothing.
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let (name, spec, source) = model(args)?;
-    if spec.task != Task::Generate {
-        return Err(Failure::usage(format!("{name} does not generate text; bench measures generation")).into());
-    }
-    let workload = Workload { prompt_len: args.prompt_len as usize, output_len: args.output_len as usize };
-    let batches: Vec<usize> = args.batch.iter().map(|&b| b as usize).collect();
-    let options = options(args, &spec, workload, &batches)?;
-    let mut backend = CpuBackend::load(&spec, source.as_ref(), &options, &mut |_, _| {}).map_err(load_failure)?;
-    // Over as much memory as a step reads, so that a small model is measured against the cache that holds it.
-    let bandwidth = read_bandwidth(options.threads, backend.step_weight_bytes())?;
-    let machine = Machine::new(&backend, options.threads, bandwidth);
-    let backend_steps = batches
-        .iter()
-        .map(|&batch| measure::backend_step(&mut backend, batch, workload))
-        .collect::<Result<Vec<_>, _>>()?;
-    let traffic = report::Traffic::of(&backend);
-    let mut runs = Vec::new();
-    let engine = measure::engine(backend, &options, &batches)?;
-    for (&batch, backend_step) in batches.iter().zip(backend_steps) {
-        let timing = measure::run(&engine, batch, workload)?;
-        runs.push(report::Run::new(batch, workload, traffic, bandwidth, timing, backend_step));
-    }
-    let report = Report { model: name, weights: format!("{:?}", args.weights).to_lowercase(), machine, runs };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    if let Some(url) = &args.url {
+        let report = load::run(&load_options(args, url)?)?;
+        print(args, &report)?;
+        report.check()?;
+    } else if args.num_prompts.is_some() || args.device != DeviceChoice::Cpu {
+        print(args, &offline::run(args)?)?;
     } else {
-        print!("{report}");
+        print(args, &cpu_table::run(args)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn model(args: &BenchArgs) -> anyhow::Result<(String, ModelSpec, Box<dyn TensorSource>)> {
-    if let Some(shape) = args.shape {
-        let spec = parse_config(shape.config_json().as_bytes()).context("the built-in shape")?;
-        let source = RandomWeights { seed: 1, stored: StoredType::BF16 };
-        return Ok((format!("{} shape, random weights", shape.name()), spec, Box::new(source)));
+fn print(args: &BenchArgs, report: &(impl Serialize + Display)) -> anyhow::Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        print!("{report}");
     }
-    let spec = read_spec(&args.model)?;
-    let source = Checkpoint::open(&args.model).map_err(|e| Failure::usage(e.to_string()))?;
-    Ok((args.model.display().to_string(), spec, Box::new(source)))
+    Ok(())
+}
+
+fn load_options(args: &BenchArgs, url: &str) -> anyhow::Result<LoadOptions> {
+    let pace = match (args.users, args.request_rate) {
+        (_, Some(rate)) if rate > 0.0 && rate.is_finite() => Pace::PerSecond(rate),
+        (_, Some(rate)) => return Err(Failure::usage(format!("--request-rate {rate}; it must be above 0")).into()),
+        (users, None) => Pace::Users(users.unwrap_or(1) as usize),
+    };
+    let users = if let Pace::Users(users) = pace { users } else { 1 };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(LoadOptions {
+        url: url.to_owned(),
+        model: args.model.clone(),
+        pace,
+        num_prompts: args.num_prompts.map_or(PROMPTS_PER_USER * users, |n| n as usize),
+        input_len: args.input_len.unwrap_or(1024) as usize,
+        output_len: args.output_len.unwrap_or(128) as usize,
+        vocab_size: args.vocab_size,
+        seed: args.seed,
+        timeout: Duration::from_secs(args.timeout),
+        threads: args.threads.map_or(cores.min(MOST_CLIENT_THREADS), |n| n as usize),
+    })
+}
+
+/// A model to measure.
+struct Model {
+    name: String,
+    spec: ModelSpec,
+    /// `None`: random weights.
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Model {
+    fn open(args: &BenchArgs) -> anyhow::Result<Self> {
+        let model = Self::any(args)?;
+        if model.spec.task != Task::Generate {
+            let message = format!("{} does not generate text; bench measures generation", model.name);
+            return Err(Failure::usage(message).into());
+        }
+        Ok(model)
+    }
+
+    fn any(args: &BenchArgs) -> anyhow::Result<Self> {
+        if let Some(shape) = args.shape {
+            let spec = parse_config(shape.config_json().as_bytes()).context("the built-in shape")?;
+            return Ok(Self { name: format!("{} shape, random weights", shape.name()), spec, checkpoint: None });
+        }
+        let named = args.model.as_ref().map(PathBuf::from);
+        let dir = args.dir.clone().or(named).unwrap_or_else(|| PathBuf::from(DEMO_MODEL));
+        let spec = read_spec(&dir)?;
+        let checkpoint = Checkpoint::open(&dir).map_err(|e| Failure::usage(e.to_string()))?;
+        Ok(Self { name: dir.display().to_string(), spec, checkpoint: Some(checkpoint) })
+    }
+
+    fn source(self) -> Box<dyn TensorSource> {
+        match self.checkpoint {
+            Some(checkpoint) => Box::new(checkpoint),
+            None => Box::new(RandomWeights { seed: 1, stored: StoredType::BF16 }),
+        }
+    }
 }
 
 fn read_spec(dir: &Path) -> anyhow::Result<ModelSpec> {
@@ -117,35 +209,13 @@ fn read_spec(dir: &Path) -> anyhow::Result<ModelSpec> {
     parse_config(&json).map_err(|e| Failure::usage(format!("{}: {e}", path.display())).into())
 }
 
-fn options(args: &BenchArgs, spec: &ModelSpec, work: Workload, batches: &[usize]) -> anyhow::Result<CpuOptions> {
-    let tokens = work.prompt_len + work.output_len;
-    if tokens as u64 > spec.max_position_embeddings {
-        let most = spec.max_position_embeddings;
-        return Err(Failure::usage(format!("{tokens} tokens of prompt and output; the model's context is {most}"))
-            .hint("lower --prompt-len or --output-len")
-            .into());
+/// # Errors
+/// Prompt and output are longer than the model's context.
+fn check_context(spec: &ModelSpec, tokens: usize) -> Result<(), Failure> {
+    if tokens as u64 <= spec.max_position_embeddings {
+        return Ok(());
     }
-    let defaults = CpuOptions::default();
-    let largest = batches.iter().copied().max().unwrap_or(1);
-    let heads =
-        |l: &mserve_planner::model::LayerSpec| l.attention.num_kv_heads * l.attention.head_dim.next_multiple_of(16);
-    let kv_bytes_per_token: u64 = spec.layers.iter().map(|l| 2 * 4 * heads(l)).sum();
-    // Every sequence whole, plus a block of slack each.
-    let kv_tokens = largest * (tokens + 2 * defaults.block_size);
-    Ok(CpuOptions {
-        threads: args.threads.map_or(defaults.threads, |t| t as usize),
-        kv_cache_bytes: kv_bytes_per_token * kv_tokens as u64,
-        max_model_len: Some(tokens),
-        max_num_batched_tokens: defaults.max_num_batched_tokens.max(largest),
-        weights: args.weights.into(),
-        ..defaults
-    })
-}
-
-fn load_failure(error: LoadError) -> anyhow::Error {
-    match error {
-        LoadError::DoesNotFit { .. } => Failure::does_not_fit(error.to_string()).into(),
-        LoadError::Threads { .. } | LoadError::Quantize { .. } => error.into(),
-        error => Failure::usage(error.to_string()).into(),
-    }
+    let most = spec.max_position_embeddings;
+    Err(Failure::usage(format!("{tokens} tokens of prompt and output; the model's context is {most}"))
+        .hint("lower --input-len or --output-len"))
 }

@@ -76,7 +76,11 @@ fn the_engine_does_not_know_http_and_backends_do_not_know_the_engine_loop() {
         Vec::<String>::new()
     );
     assert_eq!(
-        mentions("runtime/src/cpu", &["axum", "crate::server", "crate::tokenizer", "tokio"]),
+        mentions("runtime/src/cpu", &["axum", "crate::server", "crate::tokenizer", "tokio", "crate::cuda"]),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        mentions("runtime/src/cuda", &["axum", "crate::server", "crate::tokenizer", "tokio", "crate::cpu"]),
         Vec::<String>::new()
     );
 }

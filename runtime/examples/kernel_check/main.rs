@@ -9,6 +9,7 @@
 mod card;
 mod check;
 mod check_attention;
+mod check_edges;
 mod numbers;
 mod time;
 mod time_attention;
@@ -59,6 +60,7 @@ type Section = fn(&Card) -> Outcome;
 fn sections() -> [(&'static str, Section); 10] {
     [
         ("check rows", check::rows),
+        ("check edges", check_edges::all),
         ("check products", check::products),
         ("check sample", check::sample),
         ("check attention", check_attention::all),

@@ -4,8 +4,8 @@ use super::interpret::StepState;
 use super::kv_cache::{KvShape, LayerCache};
 use super::load::{LoadedModel, Loader, heads};
 use super::loaded::LoadedOp;
-use super::validate::{self, StepLimits};
 use super::{CpuOptions, LoadError};
+use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
 use crate::weights::TensorSource;
 use mserve_planner::model::{BufferId, ModelSpec, Positions, Program, Quantization, families};
@@ -89,7 +89,7 @@ impl CpuBackend {
     /// # Errors
     /// When the batch is not valid for this backend.
     pub fn forward_rows(&mut self, batch: &StepBatch) -> Result<&[f32], BackendError> {
-        validate::check(batch, &self.info, self.limits).map_err(|what| self.error(what))?;
+        step_check::check(batch, &self.info, self.limits).map_err(|what| self.error(what))?;
         let (state, model) = (&mut self.state, &self.model);
         let result = self.pool.install(|| state.run(model, batch));
         match result {

@@ -3,12 +3,13 @@
 use super::arena::Arena;
 use super::attention::{AttentionContext, AttentionScratch, StepBlocks};
 use super::kernels::elementwise::{self, NormRows, rms_norm_in_place};
-use super::kernels::rope::{Rope, rotate};
+use super::kernels::rope::rotate;
 use super::kernels::{LANES, PARALLEL_ELEMENTS};
 use super::kv_cache::{LayerCache, PackedRows};
 use super::linear::{LinearScratch, Residual};
 use super::load::LoadedModel;
 use super::loaded::{Embed, LoadedOp, PrepareQkv};
+use crate::backend::rope::Rope;
 use crate::engine::{StepBatch, StepSequence};
 use mserve_planner::model::{BufferId, Pooling};
 use pulp::Arch;

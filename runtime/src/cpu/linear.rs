@@ -90,6 +90,10 @@ impl Linear {
         scratch: &mut LinearScratch,
         out: &mut [f32],
     ) -> Result<(), candle_core::Error> {
+        // A step of prompt chunks alone has no rows for the head.
+        if x.is_empty() {
+            return Ok(());
+        }
         let epilogue = Epilogue { bias: self.bias.as_deref(), residual, width: self.matrix.rows() };
         match &self.matrix {
             Matrix::Panels(matrix) => {

@@ -2,11 +2,11 @@
 
 use super::kernels::attention::Scores;
 use super::kernels::panel::PanelMatrix;
-use super::kernels::rope::Rope;
 use super::linear::{Linear, Matrix};
 use super::loaded::{AttentionOp, Embed, Heads, LoadedOp, PrepareQkv, Table};
 use super::quantized::QuantizedMatrix;
 use super::{LoadError, WeightFormat};
+use crate::backend::rope::Rope;
 use crate::weights::{HostTensor, StoredType, TensorSource};
 use mserve_planner::model::{AttentionId, KvSource, LinearWeights, Norm, Op, Program, RopeSpec, WeightId};
 use std::collections::HashMap;

@@ -21,8 +21,6 @@ mod quantized;
 #[cfg(test)]
 mod tests;
 
-pub(crate) mod validate;
-
 pub use backend::CpuBackend;
 pub use bandwidth::read_bandwidth;
 pub use error::LoadError;

@@ -2,18 +2,19 @@ use super::buckets::bucket_for;
 use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
-use super::load::{LoadedModel, MAX_BIAS_ENTRIES, load};
-use super::memory::{DeviceMemory, PinnedMemory};
+use super::load::{LoadedModel, load};
+use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
-use super::step_slots::{SLOTS, StepSlot, WantedRow};
+use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
-use crate::cpu::validate::{self, StepLimits};
+use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, RowSampling, StepBatch};
 use crate::weights::TensorSource;
 use cudarc::driver::sys;
 use mserve_planner::model::ModelSpec;
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 /// Where weights come from.
 #[derive(Clone, Copy)]
@@ -40,8 +41,8 @@ pub struct CudaBackend {
     in_flight: VecDeque<InFlight>,
     slots: Vec<StepSlot>,
     next_slot: usize,
-    bias: PinnedMemory,
-    lists: TokenLists,
+    /// Token ids on their way to a token-state slot, one list after another in the stream's order.
+    lists: DeviceMemory,
     token_state: TokenStateSlots,
     model: LoadedModel,
     graph_capture: GraphCapture,
@@ -50,19 +51,16 @@ pub struct CudaBackend {
     previous_outputs: usize,
     last_block_tables: (usize, Vec<i32>),
     block_tables: Vec<i32>,
+    /// Of the step that is being sent; kept for its memory.
+    words: Vec<i32>,
+    bias: Vec<(u32, f32)>,
+    last_step_time: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     slot: usize,
     wanted: Vec<WantedRow>,
-}
-
-/// Token ids on their way to a token-state slot.
-#[derive(Debug)]
-struct TokenLists {
-    host: PinnedMemory,
-    device: DeviceMemory,
 }
 
 /// How a step runs.
@@ -85,11 +83,14 @@ impl CudaBackend {
     ) -> Result<Self, CudaError> {
         let model = load(spec, origin, options, progress)?;
         let (device, sizes) = (model.executor.device.clone(), model.sizes.clone());
-        let slot = || {
-            StepSlot::new(&device, sizes.metadata_words(), sizes.max_num_seqs * sizes.max_blocks, sizes.max_num_seqs)
+        let slot_sizes = SlotSizes {
+            metadata_words: sizes.metadata_words(),
+            table_words: sizes.max_num_seqs * sizes.max_blocks,
+            list_words: 2 * sizes.max_model_len + sizes.bias_entries(),
+            bias_entries: sizes.bias_entries(),
+            max_num_seqs: sizes.max_num_seqs,
         };
-        let slots = (0..SLOTS).map(|_| slot()).collect::<Result<Vec<_>, _>>()?;
-        let list_bytes = (2 * sizes.max_model_len + MAX_BIAS_ENTRIES) * 4;
+        let slots = (0..SLOTS).map(|_| StepSlot::new(&device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
         let info = BackendInfo {
             output_width: sizes.vocab_size,
             vocab_size: sizes.vocab_size,
@@ -104,17 +105,16 @@ impl CudaBackend {
             in_flight: VecDeque::new(),
             slots,
             next_slot: 0,
-            bias: PinnedMemory::new(&device, MAX_BIAS_ENTRIES * 8, "bias lists")?,
-            lists: TokenLists {
-                host: PinnedMemory::new(&device, list_bytes, "token lists")?,
-                device: DeviceMemory::new(&device, list_bytes as u64, "token lists")?,
-            },
+            lists: DeviceMemory::new(&device, slot_sizes.list_words as u64 * 4, "token lists")?,
             token_state: TokenStateSlots::new(sizes.max_num_seqs),
             graph_capture: options.graphs,
             info,
             previous_outputs: 0,
             last_block_tables: (0, Vec::new()),
             block_tables: Vec::new(),
+            words: Vec::new(),
+            bias: Vec::new(),
+            last_step_time: None,
             model,
         };
         if options.graphs == GraphCapture::AtStart {
@@ -201,6 +201,7 @@ impl CudaBackend {
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);
+        self.slots[slot].begun.record(self.model.executor.device.stream())?;
         self.token_state.begin_step();
         let wanted = self.send_metadata(batch, &shape, &layout, slot)?;
         self.send_block_tables(batch, slot)?;
@@ -229,6 +230,7 @@ impl CudaBackend {
         let Some(oldest) = self.in_flight.pop_front() else { return Ok(Vec::new()) };
         let slot = &self.slots[oldest.slot];
         slot.done.wait()?;
+        self.last_step_time = Some(Duration::from_secs_f32(slot.begun.elapsed_ms(&slot.done)?.max(0.0) * 1e-3));
         Ok(slot.results(&oldest.wanted, self.model.sizes.max_num_seqs))
     }
 
@@ -247,7 +249,7 @@ impl CudaBackend {
         let refuse = |value: String| Err(CudaError::Option { option: "step", value, must: "one that fits".to_owned() });
         let (max_num_batched_tokens, previous_outputs) = (sizes.max_num_batched_tokens, self.previous_outputs);
         let limits = StepLimits { max_num_batched_tokens, cached: true, previous_outputs };
-        if let Err(what) = validate::check(batch, &self.info, limits) {
+        if let Err(what) = step_check::check(batch, &self.info, limits) {
             return refuse(what);
         }
         if batch.sequences.len() > sizes.max_num_seqs {
@@ -284,40 +286,45 @@ impl CudaBackend {
         layout: &MetadataLayout,
         slot: usize,
     ) -> Result<Vec<WantedRow>, CudaError> {
-        let mut words = vec![0; layout.words];
+        let mut words = std::mem::take(&mut self.words);
+        words.clear();
+        words.resize(layout.words, 0);
         metadata::pack(batch, shape, layout, &mut words);
         let mut wanted = Vec::with_capacity(shape.outputs);
-        let mut bias: Vec<(u32, f32)> = Vec::new();
+        self.bias.clear();
+        self.slots[slot].lists_used = 0;
         let samplings = batch.sequences.iter().filter(|s| s.wants_output).filter_map(|s| s.sampling.as_ref());
         for (row, sampling) in samplings.enumerate() {
             let at = layout.sample_rows + row * SAMPLE_ROW_WORDS;
-            let sample_row = self.sample_row(sampling, &mut bias)?;
+            let sample_row = self.sample_row(sampling, slot)?;
             words[at..at + SAMPLE_ROW_WORDS].copy_from_slice(&sample_row.words());
             wanted.push(WantedRow { logprobs: sampling.params.logprobs });
         }
-        self.send_bias(&bias)?;
+        self.send_bias(slot)?;
         let (stream, to) = (self.model.executor.device.stream(), self.model.executor.surfaces.metadata);
         let host = &mut self.slots[slot].words;
         copy_words(host.as_mut_slice(), &words);
         // SAFETY: the metadata range has room for the largest step's words. The slot's earlier copy has passed: a slot
         // comes round again only after its step was collected.
         unsafe { host.copy_to(to, words.len() * 4, stream)? };
+        self.words = words;
         Ok(wanted)
     }
 
-    fn sample_row(&mut self, sampling: &RowSampling, bias: &mut Vec<(u32, f32)>) -> Result<SampleRow, CudaError> {
+    fn sample_row(&mut self, sampling: &RowSampling, slot: usize) -> Result<SampleRow, CudaError> {
         let params = &*sampling.params;
-        let begin = bias.len();
-        bias.extend(&params.logit_bias);
-        bias.extend(sampling.forbidden_token_ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
-        if bias.len() > MAX_BIAS_ENTRIES {
-            let (value, must) = (bias.len().to_string(), format!("at most {MAX_BIAS_ENTRIES} in a step"));
+        let begin = self.bias.len();
+        self.bias.extend(&params.logit_bias);
+        self.bias.extend(sampling.forbidden_token_ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
+        let most = self.model.sizes.bias_entries();
+        if self.bias.len() > most {
+            let (value, must) = (self.bias.len().to_string(), format!("at most {most} in a step"));
             return Err(CudaError::Option { option: "logit_bias", value, must });
         }
-        let listed: Vec<u32> = bias[begin..].iter().map(|b| b.0).collect();
-        let slot = self.token_state.slot_for(sampling, &listed);
-        if let Some(slot) = slot.filter(|s| s.reset) {
-            self.reset_token_state(slot.slot, sampling, &listed)?;
+        let listed: Vec<u32> = self.bias[begin..].iter().map(|b| b.0).collect();
+        let state = self.token_state.slot_for(sampling, &listed);
+        if let Some(state) = state.filter(|s| s.reset) {
+            self.reset_token_state(state.slot, sampling, &listed, slot)?;
         }
         Ok(SampleRow {
             temperature: params.temperature,
@@ -327,60 +334,74 @@ impl CudaBackend {
             repetition_penalty: params.repetition_penalty,
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
-            state_slot: slot.map(|s| s.slot),
+            state_slot: state.map(|s| s.slot),
             seed: sampling.seed,
             step: sampling.step,
             bias_begin: begin as u32,
-            bias_count: (bias.len() - begin) as u32,
+            bias_count: (self.bias.len() - begin) as u32,
             logprobs: params.logprobs,
         })
     }
 
-    /// Rare: when a sequence with penalties or a bias starts. Waits for the stream, so that the lists can be reused.
-    fn reset_token_state(&mut self, slot: u32, sampling: &RowSampling, listed: &[u32]) -> Result<(), CudaError> {
+    /// When a sequence with penalties or a bias starts, or comes back after preemption. In the stream's order: the counts
+    /// are written behind the steps under way.
+    fn reset_token_state(
+        &mut self,
+        state: u32,
+        sampling: &RowSampling,
+        listed: &[u32],
+        slot: usize,
+    ) -> Result<(), CudaError> {
         let executor = &self.model.executor;
-        executor.device.synchronize()?;
-        let words: Vec<i32> = sampling
-            .prompt_token_ids
-            .iter()
-            .chain(&sampling.output_token_ids)
-            .chain(listed)
-            .map(|&id| id as i32)
-            .collect();
-        if words.len() * 4 > self.lists.host.bytes() {
-            let (value, must) = (words.len().to_string(), "no longer than two contexts".to_owned());
+        let lists = [&*sampling.prompt_token_ids, &*sampling.output_token_ids, listed];
+        let count: usize = lists.iter().map(|list| list.len()).sum();
+        let host = &mut self.slots[slot];
+        let bytes = host.lists.bytes();
+        if count * 4 > bytes {
+            let (value, must) = (count.to_string(), "no longer than two contexts".to_owned());
             return Err(CudaError::Option { option: "token lists", value, must });
         }
-        copy_words(self.lists.host.as_mut_slice(), &words);
-        let base = self.lists.device.pointer();
-        let counts = [sampling.prompt_token_ids.len(), sampling.output_token_ids.len(), listed.len()];
-        let starts = [0, counts[0], counts[0] + counts[1]].map(|at| base + 4 * at as u64);
-        let lists = [(starts[0], counts[0]), (starts[1], counts[1]), (starts[2], counts[2])];
-        // SAFETY: the host list was copied from last before the synchronisation above; the device list is as long as
-        // the host's; the slot is one of `max_num_seqs`.
+        if (host.lists_used + count) * 4 > bytes {
+            // Many long prompts in one step: their lists must have been read before others take their place.
+            executor.device.synchronize()?;
+            host.lists_used = 0;
+        }
+        let (begin, end) = (host.lists_used * 4, (host.lists_used + count) * 4);
+        let words = host.lists.as_mut_slice()[begin..end].as_chunks_mut::<4>().0.iter_mut();
+        words.zip(lists.into_iter().flatten()).for_each(|(bytes, id)| *bytes = id.to_le_bytes());
+        host.lists_used += count;
+        let base = self.lists.pointer();
+        let starts = [0, lists[0].len(), lists[0].len() + lists[1].len()].map(|at| base + 4 * at as u64);
+        let placed = [0, 1, 2].map(|list| (starts[list], lists[list].len()));
+        // SAFETY: this part of the host's list is written anew only when its step was collected, or behind the
+        // synchronisation above; the device's list is as long as the host's, and is read by the launch before the next
+        // copy into it, in stream order; the state is one of `max_num_seqs`.
         unsafe {
-            self.lists.host.copy_to(base, words.len() * 4, executor.device.stream())?;
-            executor.reset_token_state(slot, lists)
+            self.slots[slot].lists.copy_part_to(begin..end, base, executor.device.stream())?;
+            executor.reset_token_state(state, placed)
         }
     }
 
-    /// Rare as well: rows with a bias, or before `min_tokens`.
-    fn send_bias(&mut self, bias: &[(u32, f32)]) -> Result<(), CudaError> {
-        if bias.is_empty() {
+    /// For rows with a bias, or before `min_tokens`.
+    fn send_bias(&mut self, slot: usize) -> Result<(), CudaError> {
+        let count = self.bias.len();
+        if count == 0 {
             return Ok(());
         }
-        let (device, surfaces) = (&self.model.executor.device, &self.model.executor.surfaces);
-        device.synchronize()?;
-        let words: Vec<i32> = bias
-            .iter()
-            .map(|b| b.0 as i32)
-            .chain(std::iter::repeat_n(0, MAX_BIAS_ENTRIES - bias.len()))
-            .chain(bias.iter().map(|b| b.1.to_bits() as i32))
-            .collect();
-        copy_words(self.bias.as_mut_slice(), &words);
-        // SAFETY: tokens and values lie one behind the other (`SurfaceOffsets`), each with room for MAX_BIAS_ENTRIES; the
-        // host list was read before the synchronisation above.
-        unsafe { self.bias.copy_to(surfaces.bias_tokens, words.len() * 4, device.stream()) }
+        let (stream, surfaces) = (self.model.executor.device.stream(), &self.model.executor.surfaces);
+        let host = &mut self.slots[slot].bias;
+        let (tokens, values) = host.as_mut_slice()[..count * 8].split_at_mut(count * 4);
+        let places = tokens.as_chunks_mut::<4>().0.iter_mut().zip(values.as_chunks_mut::<4>().0);
+        for ((token, value), bias) in places.zip(&self.bias) {
+            *token = bias.0.to_le_bytes();
+            *value = bias.1.to_le_bytes();
+        }
+        // SAFETY: either range has room for `bias_entries`, which `sample_row` keeps to; the slot's memory is not written
+        // before its step was collected.
+        unsafe {
+            host.copy_part_to(0..count * 4, surfaces.bias_tokens, stream)?;
+            host.copy_part_to(count * 4..count * 8, surfaces.bias_values, stream)
+        }
     }
 
     /// Tables of the step's sequences, by rows, when they are not there already.
@@ -444,6 +465,14 @@ impl Backend for CudaBackend {
 
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
         self.oldest().map_err(|e| e.into_backend_error(&self.info.device))
+    }
+
+    fn counts_tokens(&self) -> bool {
+        true
+    }
+
+    fn last_step_time(&self) -> Option<Duration> {
+        self.last_step_time
     }
 }
 

@@ -18,7 +18,8 @@ use super::plan::{Bases, DeviceOp, HeadSizes, Plan, plan};
 use super::step_slots::{device_output_bytes, output_surfaces};
 use super::weights::WeightLayout;
 use super::{CudaError, CudaOptions, WeightOrigin, random_weights, upload};
-use crate::cpu::kernels::rope::Rope;
+use crate::backend::rope::Rope;
+use crate::engine::MAX_NAMED_TOKENS;
 use mserve_planner::model::{ModelSpec, Program, Quantization, families};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -26,8 +27,6 @@ use std::sync::Arc;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Bias entries and lists of tokens that one step may carry.
-pub const MAX_BIAS_ENTRIES: usize = 1 << 16;
 /// Products are measured at these rows too, as far as steps may be that large.
 const LARGE_ROWS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
 /// Operands of one product that a measurement goes over.
@@ -97,6 +96,11 @@ impl Sizes {
         })
     }
 
+    /// Biases of the step with the most: no request names more tokens.
+    pub const fn bias_entries(&self) -> usize {
+        self.max_num_seqs * MAX_NAMED_TOKENS
+    }
+
     /// The step with the most metadata.
     fn largest_step(&self) -> StepShape {
         let s = self.max_num_seqs;
@@ -148,8 +152,8 @@ impl SurfaceOffsets {
             metadata: ranges.take(sizes.metadata_words() as u64 * 4),
             block_tables: ranges.take((sizes.max_num_seqs * sizes.max_blocks) as u64 * 4),
             outputs: ranges.take(device_output_bytes(sizes.max_num_seqs)),
-            bias_tokens: ranges.take(MAX_BIAS_ENTRIES as u64 * 4),
-            bias_values: ranges.take(MAX_BIAS_ENTRIES as u64 * 4),
+            bias_tokens: ranges.take(sizes.bias_entries() as u64 * 4),
+            bias_values: ranges.take(sizes.bias_entries() as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
             bests: ranges.take(sizes.max_num_seqs.max(SCAN_BLOCKS as usize) as u64 * 8),

@@ -3,6 +3,7 @@
 use super::CudaError;
 use super::device::Device;
 use cudarc::driver::sys::{self, CUresult};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// An address on the card. Arithmetic on it is plain; what lies there is known to whoever placed it.
@@ -141,9 +142,23 @@ impl PinnedMemory {
     /// # Safety
     /// `to` must have room for them, and `self` must be neither written nor dropped until the stream has passed the copy.
     pub unsafe fn copy_to(&self, to: DevicePointer, bytes: usize, stream: sys::CUstream) -> Result<(), CudaError> {
-        assert!(bytes <= self.bytes, "a copy past the end of pinned memory");
+        // SAFETY: passed on from the caller.
+        unsafe { self.copy_part_to(0..bytes, to, stream) }
+    }
+
+    /// As [`Self::copy_to`], of the bytes of `part`.
+    ///
+    /// # Safety
+    /// `to` must have room for them, and they must be neither written nor dropped until the stream has passed the copy.
+    pub unsafe fn copy_part_to(
+        &self,
+        part: Range<usize>,
+        to: DevicePointer,
+        stream: sys::CUstream,
+    ) -> Result<(), CudaError> {
+        let source = &self.as_slice()[part];
         // SAFETY: the caller vouches for the destination and for the life of the source.
-        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, self.pointer.cast(), bytes, stream) };
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, source.as_ptr().cast(), source.len(), stream) };
         self.device.check("cuMemcpyHtoDAsync", result)
     }
 

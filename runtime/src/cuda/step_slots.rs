@@ -19,9 +19,26 @@ pub const TOP_LOGPROBS_MAX: u32 = 20;
 pub struct StepSlot {
     pub words: PinnedMemory,
     pub block_tables: PinnedMemory,
+    /// Lists of tokens for token-state slots, end to end, and how many words of them are taken.
+    pub lists: PinnedMemory,
+    pub lists_used: usize,
+    /// Biased tokens, then their values.
+    pub bias: PinnedMemory,
     outputs: PinnedMemory,
+    /// Passed when the step begins.
+    pub begun: Event,
     /// Passed when the results are in `outputs`.
     pub done: Event,
+}
+
+/// What a slot has room for.
+#[derive(Debug, Clone, Copy)]
+pub struct SlotSizes {
+    pub metadata_words: usize,
+    pub table_words: usize,
+    pub list_words: usize,
+    pub bias_entries: usize,
+    pub max_num_seqs: usize,
 }
 
 /// What an output row is to be turned into.
@@ -62,12 +79,16 @@ pub fn output_surfaces(base: DevicePointer, max_num_seqs: usize) -> OutputSurfac
 }
 
 impl StepSlot {
-    pub fn new(device: &Arc<Device>, words: usize, table_words: usize, max_num_seqs: usize) -> Result<Self, CudaError> {
+    pub fn new(device: &Arc<Device>, sizes: SlotSizes) -> Result<Self, CudaError> {
         Ok(Self {
-            words: PinnedMemory::new(device, words * 4, "step metadata")?,
-            block_tables: PinnedMemory::new(device, table_words * 4, "block tables")?,
-            outputs: PinnedMemory::new(device, device_output_bytes(max_num_seqs) as usize, "step results")?,
-            done: Event::new(device, false)?,
+            words: PinnedMemory::new(device, sizes.metadata_words * 4, "step metadata")?,
+            block_tables: PinnedMemory::new(device, sizes.table_words * 4, "block tables")?,
+            lists: PinnedMemory::new(device, sizes.list_words * 4, "token lists")?,
+            lists_used: 0,
+            bias: PinnedMemory::new(device, sizes.bias_entries * 8, "bias lists")?,
+            outputs: PinnedMemory::new(device, device_output_bytes(sizes.max_num_seqs) as usize, "step results")?,
+            begun: Event::new(device, true)?,
+            done: Event::new(device, true)?,
         })
     }
 

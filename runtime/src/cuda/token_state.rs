@@ -9,12 +9,12 @@ use std::sync::Arc;
 /// What a slot holds the counts of.
 #[derive(Debug)]
 struct Owner {
-    /// Held, so that its address is not given to another request's while the slot is its own.
-    params: Arc<SamplingParams>,
-    seed: u64,
+    /// Names the sequence. Held, so that its address is not given to another while the slot is its own. Parameters and
+    /// seed would not do: the prompts of one request share both.
+    prompt_token_ids: Arc<[u32]>,
     /// Tokens counted: the step that comes next.
     next_step: u64,
-    /// Tokens marked as biased or forbidden.
+    /// Tokens marked as biased or forbidden, in that order: what is still forbidden gets less.
     listed: Vec<u32>,
     last_used: u64,
 }
@@ -49,7 +49,7 @@ impl TokenStateSlots {
         if !needs_state(&row.params) && listed.is_empty() {
             return None;
         }
-        let same = |o: &Owner| Arc::ptr_eq(&o.params, &row.params) && o.seed == row.seed;
+        let same = |o: &Owner| Arc::ptr_eq(&o.prompt_token_ids, &row.prompt_token_ids);
         let known = self.owners.iter().position(|o| o.as_ref().is_some_and(same));
         let oldest = || (0..self.owners.len()).min_by_key(|&i| self.owners[i].as_ref().map_or(0, |o| o.last_used));
         let slot = known.or_else(oldest)?;
@@ -58,14 +58,14 @@ impl TokenStateSlots {
         if owner.as_ref().is_some_and(taken) {
             return None;
         }
-        let goes_on = |o: &Owner| same(o) && o.next_step == row.step && listed.iter().all(|id| o.listed.contains(id));
+        let goes_on = |o: &Owner| same(o) && o.next_step == row.step && o.listed.starts_with(listed);
         let reset = !owner.as_ref().is_some_and(goes_on);
         let listed = match owner.take() {
             Some(owner) if !reset => owner.listed,
             _ => listed.to_vec(),
         };
-        let (params, seed) = (row.params.clone(), row.seed);
-        *owner = Some(Owner { params, seed, next_step: row.step + 1, listed, last_used: self.clock });
+        let prompt_token_ids = row.prompt_token_ids.clone();
+        *owner = Some(Owner { prompt_token_ids, next_step: row.step + 1, listed, last_used: self.clock });
         Some(SlotUse { slot: slot as u32, reset })
     }
 }
@@ -78,19 +78,24 @@ fn needs_state(params: &SamplingParams) -> bool {
 mod tests {
     use super::*;
 
-    fn row(params: &Arc<SamplingParams>, seed: u64, step: u64) -> RowSampling {
+    /// A sequence whose next choice is number `step`.
+    fn row(params: &SamplingParams, sequence: &Arc<[u32]>, step: u64) -> RowSampling {
         RowSampling {
-            params: params.clone(),
-            seed,
+            params: Arc::new(params.clone()),
+            seed: 7,
             step,
-            prompt_token_ids: Arc::from([1, 2]),
+            prompt_token_ids: sequence.clone(),
             output_token_ids: Vec::new(),
             forbidden_token_ids: Vec::new(),
         }
     }
 
-    fn penalised() -> Arc<SamplingParams> {
-        Arc::new(SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() })
+    fn penalised() -> SamplingParams {
+        SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() }
+    }
+
+    fn sequences<const N: usize>() -> [Arc<[u32]>; N] {
+        std::array::from_fn(|_| Arc::from([]))
     }
 
     fn used(slots: &mut TokenStateSlots, row: &RowSampling, listed: &[u32]) -> Option<(u32, bool)> {
@@ -100,29 +105,44 @@ mod tests {
 
     #[test]
     fn a_sequence_is_written_once_and_then_goes_on() {
-        let (mut slots, params) = (TokenStateSlots::new(2), penalised());
-        assert_eq!(used(&mut slots, &row(&params, 7, 0), &[]), Some((0, true)));
-        assert_eq!(used(&mut slots, &row(&params, 7, 1), &[]), Some((0, false)));
-        assert_eq!(used(&mut slots, &row(&params, 8, 0), &[]), Some((1, true)), "another choice of the request");
-        assert_eq!(used(&mut slots, &row(&params, 7, 2), &[]), Some((0, false)));
-        assert_eq!(used(&mut slots, &row(&params, 7, 9), &[]), Some((0, true)), "steps were missed");
-        assert_eq!(used(&mut slots, &row(&penalised(), 1, 0), &[]), Some((1, true)), "the oldest makes room");
+        let (mut slots, params, [a, b, c]) = (TokenStateSlots::new(2), penalised(), sequences());
+        assert_eq!(used(&mut slots, &row(&params, &a, 0), &[]), Some((0, true)));
+        assert_eq!(used(&mut slots, &row(&params, &a, 1), &[]), Some((0, false)));
+        assert_eq!(used(&mut slots, &row(&params, &b, 0), &[]), Some((1, true)), "another sequence of the request");
+        assert_eq!(used(&mut slots, &row(&params, &a, 2), &[]), Some((0, false)));
+        assert_eq!(used(&mut slots, &row(&params, &a, 9), &[]), Some((0, true)), "steps were missed");
+        assert_eq!(used(&mut slots, &row(&params, &c, 1), &[]), Some((1, true)), "the oldest makes room");
     }
 
     #[test]
     fn rows_without_penalties_need_no_slot_unless_tokens_are_biased() {
-        let (mut slots, plain) = (TokenStateSlots::new(1), Arc::new(SamplingParams::default()));
-        assert_eq!(used(&mut slots, &row(&plain, 0, 0), &[]), None);
-        assert_eq!(used(&mut slots, &row(&plain, 0, 0), &[5]), Some((0, true)));
-        assert_eq!(used(&mut slots, &row(&plain, 0, 1), &[5]), Some((0, false)));
-        assert_eq!(used(&mut slots, &row(&plain, 0, 2), &[5, 6]), Some((0, true)), "a token was not marked yet");
+        let (mut slots, plain, [a]) = (TokenStateSlots::new(1), SamplingParams::default(), sequences());
+        assert_eq!(used(&mut slots, &row(&plain, &a, 0), &[]), None);
+        assert_eq!(used(&mut slots, &row(&plain, &a, 0), &[5]), Some((0, true)));
+        assert_eq!(used(&mut slots, &row(&plain, &a, 1), &[5]), Some((0, false)));
+        assert_eq!(used(&mut slots, &row(&plain, &a, 2), &[5, 6]), Some((0, true)), "a token was not marked yet");
+    }
+
+    /// Two prompts of one request have the same parameters and, when it names one, the same seed.
+    #[test]
+    fn sequences_that_share_everything_but_their_tokens_have_slots_of_their_own() {
+        let (mut slots, [a, b]) = (TokenStateSlots::new(2), sequences());
+        let params = Arc::new(penalised());
+        for step in 0..3 {
+            slots.begin_step();
+            let mut slot_of = |sequence| {
+                let row = RowSampling { params: params.clone(), ..row(&params, sequence, step) };
+                slots.slot_for(&row, &[]).map(|s| (s.slot, s.reset))
+            };
+            assert_eq!((slot_of(&a), slot_of(&b)), (Some((0, step == 0)), Some((1, step == 0))));
+        }
     }
 
     #[test]
     fn a_slot_is_not_given_twice_in_a_step() {
-        let (mut slots, a, b) = (TokenStateSlots::new(1), penalised(), penalised());
+        let (mut slots, params, [a, b]) = (TokenStateSlots::new(1), penalised(), sequences());
         slots.begin_step();
-        assert!(slots.slot_for(&row(&a, 0, 0), &[]).is_some());
-        assert_eq!(slots.slot_for(&row(&b, 0, 0), &[]), None);
+        assert!(slots.slot_for(&row(&params, &a, 0), &[]).is_some());
+        assert_eq!(slots.slot_for(&row(&params, &b, 0), &[]), None);
     }
 }

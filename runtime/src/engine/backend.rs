@@ -2,6 +2,7 @@
 
 use super::SamplingParams;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a backend tells the engine about itself, fixed after loading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,9 +61,10 @@ pub struct RowSampling {
     pub seed: u64,
     /// Tokens generated so far.
     pub step: u64,
-    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for.
+    /// Prompt tokens, for the repetition penalty. Empty when no penalty is asked for. One allocation a sequence, which
+    /// lives as long as the sequence: a device that keeps something of a sequence knows it by this address.
     pub prompt_token_ids: Arc<[u32]>,
-    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for.
+    /// Tokens generated so far, for the penalties. Empty when no penalty is asked for; see [`Backend::counts_tokens`].
     pub output_token_ids: Vec<u32>,
     /// Tokens that must not be chosen now (end-of-sequence before `min_tokens`).
     pub forbidden_token_ids: Vec<u32>,
@@ -125,6 +127,18 @@ pub trait Backend: Send {
     /// As [`Self::step`].
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
         Err(self.runs_one_by_one())
+    }
+
+    /// Whether it keeps count of the tokens that it chooses. Then a row with penalties need not wait for the token before
+    /// it: [`RowSampling::output_token_ids`] is set where all of them are known (when a sequence starts, or comes back
+    /// after preemption) and empty otherwise.
+    fn counts_tokens(&self) -> bool {
+        false
+    }
+
+    /// Time that the device took for the step that [`Self::collect`] returned last; `None` from one that does not measure.
+    fn last_step_time(&self) -> Option<Duration> {
+        None
     }
 
     #[doc(hidden)]

@@ -5,7 +5,7 @@ use super::block_manager::{BlockManager, PrefixCaching};
 use super::pipeline::{Flight, Pipeline, panic_message};
 use super::scheduler::{ScheduledStep, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
-use super::shared::{End, Shared, StepRecord};
+use super::shared::{End, Shared, StepKind, StepRecord};
 use super::{Backend, BackendError, FinishReason, RequestError, RowOutput, SampledToken, TokenEvent, batch};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,6 +28,14 @@ pub struct Core {
     requests: HashMap<SequenceId, ActiveRequest>,
     next_id: SequenceId,
     record: StepRecord,
+    host_clock: HostClock,
+}
+
+/// Where the time of the engine's thread went.
+struct HostClock {
+    since: Instant,
+    /// Of the pipeline, at `since`.
+    waited: Duration,
 }
 
 impl Core {
@@ -50,6 +58,7 @@ impl Core {
             requests: HashMap::new(),
             next_id: 0,
             record: StepRecord::default(),
+            host_clock: HostClock { since: Instant::now(), waited: Duration::ZERO },
         }
     }
 
@@ -101,7 +110,9 @@ impl Core {
             return true;
         }
         // An error: no handle is left, and nothing to do for any.
-        self.commands.recv().map(|command| self.take(command)).is_ok()
+        let received = self.commands.recv();
+        self.host_clock.since = Instant::now();
+        received.map(|command| self.take(command)).is_ok()
     }
 
     fn has_work(&self) -> bool {
@@ -195,9 +206,19 @@ impl Core {
         };
         self.pipeline.keep_spare(flight);
         if outcome.is_ok() {
+            self.record.host_time = self.host_time();
             self.shared.record_step(&mut self.record);
         }
         outcome
+    }
+
+    /// Since it was last asked for, without waiting for the device or for requests.
+    fn host_time(&mut self) -> Duration {
+        let (now, waited) = (Instant::now(), self.pipeline.waited());
+        let spent = now.saturating_duration_since(self.host_clock.since);
+        let host_time = spent.saturating_sub(waited - self.host_clock.waited);
+        self.host_clock = HostClock { since: now, waited };
+        host_time
     }
 
     fn note_schedule(&mut self, plan: &ScheduledStep) {
@@ -224,6 +245,7 @@ impl Core {
         batch::clear(&mut flight.batch);
         flight.holds_up_next = false;
         let block_size = self.shared.info.block_size;
+        let needs_output = self.pipeline.needs_output();
         for row in &flight.plan.rows {
             let Some(sequence) = self.scheduler.sequence(row.id) else { continue };
             let wants_output = row.context_len == sequence.token_ids.len();
@@ -232,9 +254,9 @@ impl Core {
                 Task::Encode(_) => None,
             });
             let sampling = sampling.map(|(mut sampling, generation)| {
-                if wants_output && generation.penalizes_output() {
+                if wants_output && generation.penalizes_output() && (needs_output || sequence.num_pending == 0) {
                     sampling.output_token_ids = generation.lend_output();
-                    flight.holds_up_next = true;
+                    flight.holds_up_next |= needs_output;
                 }
                 sampling
             });
@@ -248,6 +270,8 @@ impl Core {
             if let Some(ActiveRequest { task: Task::Generate(generation), .. }) = self.requests.get_mut(&row.id)
                 && generation.penalizes_output()
                 && let Some(sampling) = sequence.sampling.take()
+                // Empty: nothing was lent, and the step behind may have given back some already.
+                && !sampling.output_token_ids.is_empty()
             {
                 generation.return_output(sampling.output_token_ids);
             }
@@ -259,6 +283,9 @@ impl Core {
         self.scheduler.complete(&flight.plan);
         self.shared.metrics.iteration_tokens.observe(flight.plan.num_tokens as f64);
         self.record.prompt_tokens = self.computed_prompt_tokens(flight);
+        self.record.kind = kind_of(&flight.plan);
+        self.record.num_tokens = flight.plan.num_tokens;
+        self.record.device_time = flight.device_time;
         let now = Instant::now();
         let mut outputs = outputs.into_iter();
         for (row, sequence) in flight.plan.rows.iter().zip(&flight.batch.sequences) {
@@ -347,6 +374,14 @@ impl Core {
             count_end(&self.shared, &request, "error");
             request.fail(RequestError::Device(what.to_owned()));
         }
+    }
+}
+
+fn kind_of(plan: &ScheduledStep) -> StepKind {
+    match (plan.num_single(), plan.rows.len()) {
+        (single, rows) if single == rows => StepKind::Decode,
+        (0, _) => StepKind::Prefill,
+        _ => StepKind::Mixed,
     }
 }
 

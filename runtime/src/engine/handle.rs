@@ -5,7 +5,7 @@ use super::core::{Command, Core};
 use super::shared::{End, Shared, Ticket};
 use super::{
     AdmissionError, Backend, BackendInfo, EngineConfig, EngineLoad, EngineStartError, FinishReason, GenerateRequest,
-    RequestError, TokenEvent, TokenStream, Usage,
+    MAX_NAMED_TOKENS, RequestError, TokenEvent, TokenStream, Usage,
 };
 use std::fmt;
 use std::future::Future;
@@ -70,6 +70,7 @@ impl EngineHandle {
     pub fn generate(&self, request: GenerateRequest) -> Result<TokenStream, AdmissionError> {
         let prompt_tokens = request.prompt_token_ids.len();
         self.check_prompt(&request.prompt_token_ids)?;
+        check_named_tokens(&request)?;
         let context = self.context_for_generation(prompt_tokens)?;
         let max_tokens = request.params.max_tokens.min(context - prompt_tokens);
         let (events, receiver) = mpsc::unbounded_channel();
@@ -208,4 +209,11 @@ impl EngineHandle {
     fn pool_tokens(&self) -> usize {
         self.shared.info.num_blocks.saturating_mul(self.shared.info.block_size)
     }
+}
+
+fn check_named_tokens(request: &GenerateRequest) -> Result<(), AdmissionError> {
+    let params = &request.params;
+    let named = params.logit_bias.len() + params.stop_token_ids.len() + request.eos_token_ids.len();
+    let most = MAX_NAMED_TOKENS;
+    if named <= most { Ok(()) } else { Err(AdmissionError::TooManyNamedTokens { named, most }) }
 }

@@ -31,6 +31,6 @@ pub use config::{EngineConfig, EngineStartError};
 pub use handle::{Engine, EngineHandle, Shutdown};
 pub use request::{AdmissionError, FinishReason, GenerateRequest, RequestError, TokenEvent, Usage};
 pub use sampler::sample;
-pub use sampling_params::SamplingParams;
-pub use stats::EngineLoad;
+pub use sampling_params::{MAX_NAMED_TOKENS, SamplingParams};
+pub use stats::{EngineLoad, StepTotals};
 pub use token_stream::TokenStream;

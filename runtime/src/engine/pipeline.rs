@@ -6,6 +6,7 @@ use super::{Backend, BackendError, RowOutput, StepBatch};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 /// One step under way and the next behind it; a third would make every stop known one more step too late.
 const MAX_DEPTH: usize = 2;
@@ -15,6 +16,8 @@ const MAX_DEPTH: usize = 2;
 pub struct Flight {
     pub plan: ScheduledStep,
     pub batch: StepBatch,
+    /// That the device took for it, known when it is over.
+    pub device_time: Duration,
     /// Its tokens must be known before the next step is planned: penalties need them.
     pub holds_up_next: bool,
 }
@@ -22,14 +25,18 @@ pub struct Flight {
 pub struct Pipeline {
     backend: Box<dyn Backend>,
     depth: usize,
+    counts_tokens: bool,
     flights: VecDeque<Flight>,
     spare: Vec<Flight>,
+    /// In all that [`Self::collect`] was waited for.
+    waited: Duration,
 }
 
 impl Pipeline {
     pub fn new(backend: Box<dyn Backend>) -> Self {
         let depth = backend.max_steps_in_flight().clamp(1, MAX_DEPTH);
-        Self { backend, depth, flights: VecDeque::new(), spare: Vec::new() }
+        let counts_tokens = backend.counts_tokens();
+        Self { backend, depth, counts_tokens, flights: VecDeque::new(), spare: Vec::new(), waited: Duration::ZERO }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -43,6 +50,15 @@ impl Pipeline {
     /// Whether a step may be planned now.
     pub fn is_open(&self) -> bool {
         !self.is_full() && !self.flights.iter().any(|flight| flight.holds_up_next)
+    }
+
+    /// Whether the device needs the tokens so far of a row with penalties in every step.
+    pub fn needs_output(&self) -> bool {
+        !self.counts_tokens
+    }
+
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     pub fn spare(&mut self) -> Flight {
@@ -69,11 +85,16 @@ impl Pipeline {
 
     /// Wait for the oldest step; `None` when none is under way.
     pub fn collect(&mut self) -> Option<(Flight, Result<Vec<RowOutput>, BackendError>)> {
-        let flight = self.flights.pop_front()?;
+        let mut flight = self.flights.pop_front()?;
+        let begin = Instant::now();
         let result = guarded(&mut *self.backend, |backend| match self.depth {
             1 => backend.step(&flight.batch),
             _ => backend.collect(),
         });
+        let waited = begin.elapsed();
+        self.waited += waited;
+        // Without the device's own clock: as long as it was waited for, which is all of it where steps run one by one.
+        flight.device_time = self.backend.last_step_time().unwrap_or(waited);
         let result = result.and_then(|outputs| self.check_count(&flight.batch, outputs));
         Some((flight, result))
     }

@@ -55,6 +55,8 @@ pub enum AdmissionError {
     PoolTooSmall { needed_blocks: usize, total_blocks: usize },
     #[error("token id {token_id} is outside the vocabulary of {vocab_size}")]
     TokenOutOfVocabulary { token_id: u32, vocab_size: usize },
+    #[error("the request names {named} tokens by bias, stop or end; at most {most} can be")]
+    TooManyNamedTokens { named: usize, most: usize },
     /// As many requests, or as many prompt tokens, as may wait. Worth another try soon.
     #[error("the queue is full: {queued} requests are waiting")]
     QueueFull { queued: usize },

@@ -1,3 +1,7 @@
+/// Tokens that one request may name by bias, as a stop or as its end, together: a device keeps room for that many in every
+/// row of a step. OpenAI takes 300 biases.
+pub const MAX_NAMED_TOKENS: usize = 512;
+
 /// How a request wants its tokens chosen. Names and meanings are OpenAI's and vLLM's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {

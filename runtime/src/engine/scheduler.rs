@@ -48,6 +48,11 @@ impl ScheduledStep {
         self.preempted.clear();
     }
 
+    /// Rows of one token.
+    pub fn num_single(&self) -> usize {
+        self.num_single
+    }
+
     fn push(&mut self, sequence: &Sequence, query_len: usize) {
         let context_len = sequence.num_computed_tokens + query_len;
         let row = ScheduledRow { id: sequence.id, query_len, context_len };

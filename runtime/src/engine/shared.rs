@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use super::window::{LatencyWindow, RateWindow};
-use super::{AdmissionError, BackendInfo, EngineConfig, EngineLoad, RequestError};
+use super::{AdmissionError, BackendInfo, EngineConfig, EngineLoad, RequestError, StepTotals};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,6 +48,19 @@ struct Progress {
     inter_token_latency: LatencyWindow,
     prompt_rate: RateWindow,
     generation_rate: RateWindow,
+    steps: [StepTotals; 3],
+    host_time: Duration,
+}
+
+/// What a step computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StepKind {
+    /// One token of every sequence.
+    #[default]
+    Decode,
+    Mixed,
+    /// No sequence with a single token.
+    Prefill,
 }
 
 /// What one step did, kept between steps to reuse its memory.
@@ -58,6 +71,11 @@ pub struct StepRecord {
     /// Tokens computed for prompts, and tokens generated.
     pub prompt_tokens: usize,
     pub generation_tokens: usize,
+    pub kind: StepKind,
+    pub num_tokens: usize,
+    pub device_time: Duration,
+    /// Of the engine's thread since the step before, without waiting.
+    pub host_time: Duration,
 }
 
 impl StepRecord {
@@ -91,6 +109,8 @@ impl Shared {
                 inter_token_latency: LatencyWindow::new(),
                 prompt_rate: RateWindow::default(),
                 generation_rate: RateWindow::default(),
+                steps: [StepTotals::default(); 3],
+                host_time: Duration::ZERO,
             }),
             end: watch::Sender::new(None),
         }))
@@ -177,6 +197,11 @@ impl Shared {
         let second = self.started.elapsed().as_secs();
         let mut progress = self.progress();
         progress.steps_total += 1;
+        progress.host_time += record.host_time;
+        let totals = &mut progress.steps[record.kind as usize];
+        totals.steps += 1;
+        totals.tokens += record.num_tokens as u64;
+        totals.device_ms += record.device_time.as_secs_f64() * 1e3;
         progress.prompt_rate.record(second, record.prompt_tokens as u64);
         progress.generation_rate.record(second, record.generation_tokens as u64);
         for latency in &record.times_to_first_token {
@@ -204,6 +229,7 @@ impl Shared {
         let [ttft_p50_ms, ttft_p95_ms] =
             optional(progress.time_to_first_token.quantiles_ms(now.as_secs(), [0.5, 0.95]));
         let [itl_p50_ms, itl_p95_ms] = optional(progress.inter_token_latency.quantiles_ms(now.as_secs(), [0.5, 0.95]));
+        let [decode_steps, mixed_steps, prefill_steps] = progress.steps;
         let queries = self.metrics.prefix_cache_queries.get();
         EngineLoad {
             running: running as u64,
@@ -225,6 +251,10 @@ impl Shared {
             itl_p50_ms,
             itl_p95_ms,
             steps_total: progress.steps_total,
+            decode_steps,
+            mixed_steps,
+            prefill_steps,
+            engine_host_ms: progress.host_time.as_secs_f64() * 1e3,
             stalled_ms: if in_flight == 0 { 0 } else { duration_ms(now).saturating_sub(moved_ms) },
         }
     }

@@ -29,4 +29,23 @@ pub struct EngineLoad {
     pub steps_total: u64,
     /// Milliseconds since the last step ended while work is queued; 0 when idle.
     pub stalled_ms: u64,
+    /// Steps since start by what was in them: one token of every sequence, prompts beside such, prompts alone.
+    #[serde(default)]
+    pub decode_steps: StepTotals,
+    #[serde(default)]
+    pub mixed_steps: StepTotals,
+    #[serde(default)]
+    pub prefill_steps: StepTotals,
+    /// Milliseconds since start that the engine's thread had work and did not wait for the device.
+    #[serde(default)]
+    pub engine_host_ms: f64,
+}
+
+/// Sums over steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepTotals {
+    pub steps: u64,
+    pub tokens: u64,
+    /// That the device took.
+    pub device_ms: f64,
 }

@@ -78,6 +78,7 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::EmptyPrompt => Self::field("prompt", message),
             AdmissionError::PromptTooLong { .. } | AdmissionError::PoolTooSmall { .. } => Self::context_length(message),
             AdmissionError::TokenOutOfVocabulary { .. } => Self::field("prompt", message),
+            AdmissionError::TooManyNamedTokens { .. } => Self::field("logit_bias", message),
             AdmissionError::QueueFull { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full"),
             AdmissionError::Stopped { .. } => {
                 // Why it stopped is the operator's business and stands in the log.

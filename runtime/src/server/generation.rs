@@ -88,6 +88,8 @@ struct Choice {
     index: usize,
     /// `None` once the choice has ended.
     tokens: Option<TokenStream>,
+    /// A delta was given out. The first goes out with the first token, even one without text: it starts the answer.
+    begun: bool,
     /// Told after the text that came before it.
     failed: Option<ApiError>,
     tokenizer: Arc<Tokenizer>,
@@ -109,6 +111,7 @@ impl Choice {
         Self {
             index,
             tokens: Some(tokens),
+            begun: false,
             failed: None,
             tokenizer: Arc::clone(tokenizer),
             detokenizer: IncrementalDetokenizer::new(Arc::clone(tokenizer)),
@@ -121,6 +124,7 @@ impl Choice {
     fn into_stream(self) -> BoxStream<'static, Result<Delta, ApiError>> {
         futures::stream::unfold(self, |mut choice| async move {
             let delta = choice.next_delta().await?;
+            choice.begun = true;
             Some((delta, choice))
         })
         .boxed()
@@ -135,7 +139,8 @@ impl Choice {
         let mut taken = 0;
         loop {
             let tokens = self.tokens.as_mut()?;
-            let event = if delta.text.is_empty() && delta.tokens.is_empty() {
+            let is_empty = delta.text.is_empty() && delta.tokens.is_empty();
+            let event = if is_empty && (self.begun || taken == 0) {
                 tokens.next().await
             } else {
                 match tokens.next().now_or_never() {

@@ -1,5 +1,6 @@
 //! Connections: HTTP/1.1 with limits on everything a client can hold.
 
+use super::write_deadline::WriteDeadline;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
@@ -25,6 +26,8 @@ pub struct ConnectionLimits {
     pub max_head_bytes: usize,
     /// From the first byte of a request to the end of its headers; an idle connection is closed after it too.
     pub header_timeout: Duration,
+    /// For a client that has stopped reading its answer.
+    pub write_timeout: Duration,
     /// For open connections to end once `until` is done.
     pub close_timeout: Duration,
 }
@@ -36,6 +39,7 @@ impl Default for ConnectionLimits {
             max_headers: 100,
             max_head_bytes: 128 << 10,
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(5),
         }
     }
@@ -94,7 +98,9 @@ async fn serve_connection(
         .header_read_timeout(limits.header_timeout)
         .max_headers(limits.max_headers)
         .max_buf_size(limits.max_head_bytes);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = std::pin::pin!(
+        builder.serve_connection(TokioIo::new(WriteDeadline::new(stream, limits.write_timeout)), service)
+    );
     tokio::select! {
         result = connection.as_mut() => return note(result),
         _ = closed.wait_for(|&closed| closed) => connection.as_mut().graceful_shutdown(),

@@ -21,6 +21,7 @@ mod sampling;
 mod sse;
 mod state;
 mod tokenize;
+mod write_deadline;
 
 pub use listen::{ConnectionLimits, serve};
 pub use state::{Phase, ServedKind, ServedModel, ServerConfig, ServerState, Telemetry};

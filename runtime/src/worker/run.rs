@@ -5,14 +5,16 @@ use super::{WorkerConfig, WorkerError, WorkerEvent};
 use crate::engine::EngineHandle;
 use crate::server::{self, ConnectionLimits, ServerConfig, ServerState, Telemetry};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// HTTP needs little; the cores are the engine's.
-const ASYNC_THREADS: usize = 2;
+/// HTTP needs little, about 7 us a streamed token; the cores are the engine's. One of each so many, in these bounds.
+const CORES_PER_ASYNC_THREAD: usize = 4;
+const ASYNC_THREADS: RangeInclusive<usize> = 2..=8;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const STALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -23,7 +25,7 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 pub fn run(config: WorkerConfig, events: impl Fn(WorkerEvent) + Send + Sync + 'static) -> Result<(), WorkerError> {
     let events: Arc<dyn Fn(WorkerEvent) + Send + Sync> = Arc::new(events);
     let result = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(ASYNC_THREADS)
+        .worker_threads(async_threads())
         .enable_all()
         .build()
         .map_err(|source| WorkerError::System { what: "starting the async threads", source })
@@ -37,6 +39,11 @@ pub fn run(config: WorkerConfig, events: impl Fn(WorkerEvent) + Send + Sync + 's
         events(WorkerEvent::Failed { kind: error.kind(), message: error.to_string() });
     }
     result
+}
+
+fn async_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / CORES_PER_ASYNC_THREAD).clamp(*ASYNC_THREADS.start(), *ASYNC_THREADS.end())
 }
 
 async fn serve(config: WorkerConfig, events: Arc<dyn Fn(WorkerEvent) + Send + Sync>) -> Result<(), WorkerError> {

@@ -1,3 +1,4 @@
+mod any_device;
 mod cpu;
 mod cuda_emulation;
 mod engine;

@@ -96,15 +96,16 @@ fn request(i: usize, vocab_size: usize, workload: Workload) -> GenerateRequest {
     };
     GenerateRequest {
         request_id: format!("bench-{i}"),
-        prompt_token_ids: prompt(i, vocab_size, workload.prompt_len),
+        prompt_token_ids: prompt(0, i, vocab_size, workload.prompt_len),
         params: Arc::new(params),
         eos_token_ids: Arc::new([]),
         choice_index: 0,
     }
 }
 
-fn prompt(i: usize, vocab_size: usize, len: usize) -> Vec<u32> {
-    let mut random = fastrand::Rng::with_seed(i as u64);
+/// Random ids, the same for the same seed and number.
+pub fn prompt(seed: u64, i: usize, vocab_size: usize, len: usize) -> Vec<u32> {
+    let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(i as u64));
     (0..len).map(|_| random.u32(0..vocab_size as u32)).collect()
 }
 
@@ -116,7 +117,7 @@ fn prompt(i: usize, vocab_size: usize, len: usize) -> Vec<u32> {
 pub fn backend_step(backend: &mut CpuBackend, batch: usize, workload: Workload) -> anyhow::Result<Duration> {
     let vocab_size = backend.info().vocab_size;
     for sequence in 0..batch {
-        let tokens = prompt(sequence, vocab_size, workload.prompt_len);
+        let tokens = prompt(0, sequence, vocab_size, workload.prompt_len);
         // In pieces, as the engine's token budget would cut them.
         for (piece, tokens) in tokens.chunks(512).enumerate() {
             let rows = [(sequence, piece * 512, tokens)];

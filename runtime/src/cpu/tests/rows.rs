@@ -1,9 +1,9 @@
 //! Ops that go row by row: norms, activations, rope, pooling, embeddings.
 
 use super::{archs, assert_close, poisoned, random, tensor};
+use crate::backend::rope::Rope;
 use crate::cpu::interpret::pool;
 use crate::cpu::kernels::elementwise::{self, NormRows};
-use crate::cpu::kernels::rope::Rope;
 use crate::cpu::loaded::{Embed, Heads, PrepareQkv, Table};
 use crate::engine::StepBatch;
 use crate::weights::StoredType;

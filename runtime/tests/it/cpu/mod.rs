@@ -3,4 +3,4 @@
 mod batching;
 mod demo_model;
 mod goldens;
-mod steps;
+pub mod steps;

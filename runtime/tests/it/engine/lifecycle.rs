@@ -119,6 +119,10 @@ fn what_can_never_run_is_refused_at_once() {
     assert_eq!(refused(&[1; 100]), AdmissionError::PromptTooLong { prompt_tokens: 100, max_model_len: 100 });
     assert_eq!(refused(&[1; 32]), AdmissionError::PoolTooSmall { needed_blocks: 9, total_blocks: 8 });
     assert_eq!(refused(&[100]), AdmissionError::TokenOutOfVocabulary { token_id: 100, vocab_size: 100 });
+    let logit_bias = (0..500).map(|id| (id % 100, 1.0)).collect();
+    let named = SamplingParams { logit_bias, stop_token_ids: vec![7; 13], ..greedy(5) };
+    let refused = engine.generate(request(&[1], named)).unwrap_err();
+    assert_eq!(refused, AdmissionError::TooManyNamedTokens { named: 513, most: 512 });
     assert_eq!(engine.load().requests_total, 0);
 }
 

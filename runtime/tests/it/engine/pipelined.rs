@@ -44,6 +44,28 @@ fn penalties_wait_for_the_token_before() {
     assert_eq!(seen.lock().unwrap().ahead, 0);
 }
 
+/// Preempted and resumed on the way: the pool holds half of what they come to.
+#[test]
+fn penalties_run_ahead_on_a_device_that_counts() {
+    let texts = |backend: ToyBackend| {
+        let (engine, seen) = engine(backend, EngineConfig { enable_prefix_caching: false, ..config() });
+        let ask = |seed: u32| {
+            let params = SamplingParams { presence_penalty: 1.5, frequency_penalty: 0.5, ..greedy(40) };
+            let plain = seed.is_multiple_of(3).then(|| greedy(40));
+            engine.generate(request(&prompt(seed, 9), plain.unwrap_or(params))).unwrap()
+        };
+        let streams: Vec<_> = (0..6).map(ask).collect();
+        let texts: Vec<Vec<u32>> = streams.into_iter().map(|stream| collect(stream).0).collect();
+        let preemptions = engine.load().preemptions_total;
+        (texts, preemptions, seen.lock().unwrap().clone())
+    };
+    let small = || ToyBackend::new(ToyKind::Generate, 160 / BLOCK_SIZE, BLOCK_SIZE);
+    let (expected, _, _) = texts(small().taking(1));
+    let (found, preemptions, seen) = texts(small().taking(2).counting());
+    assert_eq!(found, expected);
+    assert!(preemptions > 0 && seen.ahead > seen.steps / 2, "{preemptions} preemptions, {seen:?}");
+}
+
 /// One request fails while the steps of others go on around it, whether the device says so early or late.
 #[test]
 fn a_step_that_fails_between_others_hurts_only_those_in_it() {

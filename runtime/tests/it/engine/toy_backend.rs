@@ -1,9 +1,11 @@
 //! A device whose next token depends on every token of the context, read back through block tables: a wrong slot, a
 //! wrong block or a lost token gives another text.
 
-use mserve_runtime::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
+use mserve_runtime::engine::{
+    Backend, BackendError, BackendInfo, RowOutput, RowSampling, SampledToken, StepBatch, StepSequence, sample,
+};
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
@@ -68,6 +70,8 @@ pub struct ToyBackend {
     last_outputs: usize,
     /// Refuse steps with [`FAILS_STEP`] at once.
     refuses_early: bool,
+    /// Tokens chosen so far of sequences with penalties, by the address of their prompt: it counts them itself.
+    counts: Option<HashMap<usize, Vec<u32>>>,
 }
 
 impl ToyBackend {
@@ -94,11 +98,17 @@ impl ToyBackend {
             previous: Vec::new(),
             last_outputs: 0,
             refuses_early: false,
+            counts: None,
         }
     }
 
     pub fn taking(mut self, steps_in_flight: usize) -> Self {
         self.steps_in_flight = steps_in_flight;
+        self
+    }
+
+    pub fn counting(mut self) -> Self {
+        self.counts = Some(HashMap::new());
         self
     }
 
@@ -153,7 +163,10 @@ impl ToyBackend {
             let sampling = sequence.sampling.as_ref().filter(|_| sequence.wants_output);
             sampling.is_some_and(|s| s.params.presence_penalty != 0.0 && s.output_token_ids.len() as u64 != s.step)
         };
-        assert!(!batch.sequences.iter().any(needs_all), "a penalty without the tokens that it is for");
+        assert!(
+            self.counts.is_some() || !batch.sequences.iter().any(needs_all),
+            "a penalty without the tokens that it is for"
+        );
     }
 
     fn note(&self, batch: &StepBatch) {
@@ -177,6 +190,10 @@ impl Backend for ToyBackend {
 
     fn max_steps_in_flight(&self) -> usize {
         self.steps_in_flight
+    }
+
+    fn counts_tokens(&self) -> bool {
+        self.counts.is_some()
     }
 
     fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
@@ -218,13 +235,12 @@ impl Backend for ToyBackend {
         }
         assert!(!batch.token_ids.contains(&PANICS), "unheard-of token");
         let wanted = batch.sequences.iter().filter(|sequence| sequence.wants_output);
-        Ok(wanted
-            .map(|sequence| {
-                let mut row = logits(&self.context(batch, sequence));
-                match (self.kind, &sequence.sampling) {
-                    (ToyKind::Generate, Some(sampling)) => RowOutput::Token(sample(&mut row, sampling)),
-                    _ => RowOutput::Vector(row),
-                }
+        let rows: Vec<_> = wanted.map(|sequence| (logits(&self.context(batch, sequence)), sequence)).collect();
+        Ok(rows
+            .into_iter()
+            .map(|(mut row, sequence)| match (self.kind, &sequence.sampling) {
+                (ToyKind::Generate, Some(sampling)) => RowOutput::Token(choose(&mut row, sampling, &mut self.counts)),
+                _ => RowOutput::Vector(row),
             })
             .collect())
     }
@@ -248,6 +264,19 @@ fn check_layout(batch: &StepBatch, has_cache: bool) {
     slots.sort_unstable();
     slots.dedup();
     assert_eq!(slots.len(), batch.slot_mapping.len(), "two tokens in one slot");
+}
+
+/// With the tokens so far as the device counted them, where it does.
+fn choose(row: &mut [f32], sampling: &RowSampling, counts: &mut Option<HashMap<usize, Vec<u32>>>) -> SampledToken {
+    let Some(counts) = counts else { return sample(row, sampling) };
+    let counted = counts.entry(sampling.prompt_token_ids.as_ptr().addr()).or_default();
+    if sampling.output_token_ids.len() as u64 == sampling.step {
+        counted.clone_from(&sampling.output_token_ids);
+    }
+    assert_eq!(counted.len() as u64, sampling.step, "tokens that the device was not told of");
+    let token = sample(row, &RowSampling { output_token_ids: counted.clone(), ..sampling.clone() });
+    counted.push(token.token_id);
+    token
 }
 
 /// One logit per token, all decided by the whole context.
