@@ -10,6 +10,7 @@ mod card;
 mod check;
 mod check_attention;
 mod check_edges;
+mod check_fused;
 mod numbers;
 mod time;
 mod time_attention;
@@ -57,11 +58,12 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 10] {
+fn sections() -> [(&'static str, Section); 12] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
         ("check products", check::products),
+        ("check fused", check_fused::all),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),

@@ -299,8 +299,10 @@ impl Executor {
             ];
             args.extend(tail);
             let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
+            let early = kernels::attn_decode_is_early(&geometry, heads.head_dim);
+            let kernel = if early { &attention.decode_early } else { &attention.decode };
             // SAFETY: passed on from the caller.
-            unsafe { attention.decode.launch(&geometry, &args)? };
+            unsafe { kernel.launch(&geometry, &args)? };
             // A launch of its own: on an H200 the kernel that also adds up took 8 us a layer more at batch 1.
             if splits > 1 {
                 let args = [

@@ -33,6 +33,7 @@ pub struct KernelSet {
 pub struct AttentionKernels {
     pub rope: Kernel,
     pub decode: Kernel,
+    pub decode_early: Kernel,
     pub combine: Kernel,
     pub prefill: Kernel,
 }
@@ -99,6 +100,7 @@ impl KernelSet {
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
                     decode: get("attn_decode", d, "attn_decode", 0)?,
+                    decode_early: get("attn_decode", d, "attn_decode_early", 0)?,
                     combine: get("attn_decode", d, "attn_combine", 0)?,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                 },

@@ -64,6 +64,16 @@ pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Ge
     plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
 }
 
+/// Whether `attn_decode_early` is for this launch: its registers leave room for all blocks at a time.
+pub fn attn_decode_is_early(geometry: &Geometry, head_dim: u32) -> bool {
+    let per_multiprocessor = match head_dim {
+        ..=80 => 4,
+        81..=96 => 3,
+        _ => 2,
+    };
+    geometry.grid.iter().product::<u32>() <= 132 * per_multiprocessor
+}
+
 /// Needed when `splits` is more than one.
 pub fn attn_combine(sequences: u32, heads: u32) -> Geometry {
     plain([heads, sequences, 1], 128)
@@ -190,6 +200,8 @@ mod tests {
         assert_eq!(splits(64, 2, 64, 131_072), 5);
         assert_eq!(splits(1, 2, 64, 1), 1);
         assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
+        assert!(attn_decode_is_early(&attn_decode(1, 14, 2, 48), 64));
+        assert!(!attn_decode_is_early(&attn_decode(64, 32, 8, 2), 128));
     }
 
     #[test]

@@ -185,18 +185,8 @@ template <int M, int C, After AFTER> DEVICE void tile(const Operands& o, const P
   }
 }
 
-FUSED(tile_m32_plain_c4, 256 COMMA 2, tile<32 COMMA 4 COMMA PLAIN>)
 FUSED(tile_m32_plain_c8, 256 COMMA 2, tile<32 COMMA 8 COMMA PLAIN>)
-FUSED(tile_m32_gated_c1, 256 COMMA 2, tile<32 COMMA 1 COMMA GATED>)
 FUSED(tile_m32_gated_c2, 256 COMMA 2, tile<32 COMMA 2 COMMA GATED>)
-FUSED(tile_m32_rotated_c4, 256 COMMA 2, tile<32 COMMA 4 COMMA ROTATED>)
 FUSED(tile_m32_rotated_c8, 256 COMMA 2, tile<32 COMMA 8 COMMA ROTATED>)
-FUSED(tile_m64_plain_c1, 256 COMMA 2, tile<64 COMMA 1 COMMA PLAIN>)
-FUSED(tile_m64_plain_c2, 256 COMMA 2, tile<64 COMMA 2 COMMA PLAIN>)
-FUSED(tile_m64_plain_c4, 256 COMMA 2, tile<64 COMMA 4 COMMA PLAIN>)
 FUSED(tile_m64_plain_c8, 256 COMMA 2, tile<64 COMMA 8 COMMA PLAIN>)
-FUSED(tile_m64_gated_c1, 256 COMMA 2, tile<64 COMMA 1 COMMA GATED>)
-FUSED(tile_m64_gated_c2, 256 COMMA 2, tile<64 COMMA 2 COMMA GATED>)
-FUSED(tile_m64_rotated_c2, 256 COMMA 2, tile<64 COMMA 2 COMMA ROTATED>)
-FUSED(tile_m64_rotated_c4, 256 COMMA 2, tile<64 COMMA 4 COMMA ROTATED>)
 FUSED(tile_m64_rotated_c8, 256 COMMA 2, tile<64 COMMA 8 COMMA ROTATED>)

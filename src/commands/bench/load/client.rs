@@ -174,7 +174,10 @@ mod tests {
             (vec![Event::Output, Event::Done], "broke off"),
             (vec![Event::Output, usage(1), Event::Done], "1 output tokens were counted"),
             (vec![usage(2), Event::Done], "0 pieces"),
-            (vec![Event::Output, Event::Output, Event::Output, Event::Output, Event::Output, usage(2), Event::Done], "5 pieces"),
+            (
+                vec![Event::Output, Event::Output, Event::Output, Event::Output, Event::Output, usage(2), Event::Done],
+                "5 pieces",
+            ),
             (vec![Event::Output, Event::Failed("lost".to_owned()), usage(2), Event::Done], "lost"),
         ] {
             let found = answer(events);
