@@ -1,5 +1,6 @@
 //! Exit codes and how an error is shown: what happened, where, and what to do.
 
+use mserve_runtime::worker::FailureKind;
 use std::process::ExitCode;
 
 /// Everything worked.
@@ -12,6 +13,19 @@ pub const USAGE: u8 = 2;
 pub const DOES_NOT_FIT: u8 = 3;
 /// Some replicas are up, some failed.
 pub const PARTLY_UP: u8 = 4;
+
+/// The code of a command for what the runtime met. A worker's own codes are finer.
+pub const fn code_of(kind: FailureKind) -> u8 {
+    match kind {
+        FailureKind::DoesNotFit | FailureKind::CardTooSmall | FailureKind::CardFull => DOES_NOT_FIT,
+        FailureKind::Config | FailureKind::NoDriver | FailureKind::DriverTooOld | FailureKind::LibraryMissing => USAGE,
+        FailureKind::Device
+        | FailureKind::Internal
+        | FailureKind::KernelFailure
+        | FailureKind::DeviceOutOfMemory
+        | FailureKind::ContextLost => FAILURE,
+    }
+}
 
 /// An error that knows its exit code, with an optional hint on its own line.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use crate::status::ModelKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use values::{Devices, PoolingChoice};
+use values::{Devices, PoolingChoice, Share};
 
 /// What the command line (and `MSERVE_*`, which clap reads) has to say. `None` is nothing.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +42,7 @@ pub struct ModelOverrides {
     pub max_num_batched_tokens: Option<u64>,
     pub threads: Option<u32>,
     pub kv_cache_memory_bytes: Option<u64>,
+    pub gpu_memory_utilization: Option<Share>,
     pub chat_template: Option<PathBuf>,
     pub pooling: Option<PoolingChoice>,
 }
@@ -82,6 +83,7 @@ pub struct ModelSettings {
     pub block_size: Option<u32>,
     pub threads: Option<u32>,
     pub kv_cache_memory_bytes: Option<u64>,
+    pub gpu_memory_utilization: Option<Share>,
     /// A file, or the name of a built-in template.
     pub chat_template: Option<PathBuf>,
     pub pooling: Option<PoolingChoice>,

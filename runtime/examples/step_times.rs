@@ -7,7 +7,7 @@ use mserve_planner::model::parse_config;
 use mserve_runtime::cuda::{CudaBackend, CudaOptions, WeightOrigin};
 use mserve_runtime::engine::{Backend, RowSampling, SamplingParams, StepBatch, StepSequence};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Contexts of decodes.
 const CONTEXT: usize = 1100;
@@ -64,12 +64,11 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, otherwise: usize| args.get(at).map_or(otherwise, |text| text.parse().unwrap());
     let spec = parse_config(&std::fs::read(&args[0]).unwrap()).unwrap();
-    let (max_num_seqs, most) = (number(1, 512), number(2, 16_384));
+    let (max_num_seqs, most) = (number(1, 272), number(2, 8448));
     let options = CudaOptions {
         max_model_len: Some(MAX_MODEL_LEN),
         max_num_seqs,
         max_num_batched_tokens: most,
-        tuning_budget: Duration::from_secs(5),
         ..CudaOptions::default()
     };
     let mut backend = CudaBackend::load(&spec, &WeightOrigin::Random { seed: 1 }, &options, &mut |_, _| {}).unwrap();
@@ -81,49 +80,38 @@ fn main() {
         pieces.push((0, rest, false));
         pieces
     };
+    // As much as a step takes: prompts alone, and beside so many decodes.
+    let full = |decodes: usize| {
+        let rest = most - decodes;
+        let mut pieces = whole(rest / 1024, 1024);
+        pieces.extend((!rest.is_multiple_of(1024)).then_some((0, rest % 1024, false)));
+        pieces
+    };
+    let in_parts = [(512, 512, true), (0, 512, false)];
     let cases: Vec<(&str, usize, Pieces)> = vec![
-        ("decode", 64, vec![]),
-        ("decode", 128, vec![]),
-        ("decode", 192, vec![]),
-        ("decode", 256, vec![]),
-        ("decode", 384, vec![]),
-        ("decode", 512, vec![]),
-        ("decodes launched, and 2 prompt tokens", 256, vec![(0, 2, false)]),
+        ("decodes", 64, vec![]),
+        ("decodes", 128, vec![]),
+        ("decodes", 192, vec![]),
+        ("decodes", 256, vec![]),
+        ("decodes", 512, vec![]),
+        ("decodes, launched for 2 prompt tokens", 256, vec![(0, 2, false)]),
         ("prompts", 0, whole(1, 1024)),
         ("prompts", 0, whole(2, 1024)),
         ("prompts", 0, whole(4, 1024)),
-        ("prompts", 0, whole(8, 1024)),
-        ("prompts", 0, whole(16, 1024)),
-        ("prompts, an odd number of rows", 0, with_rest(7, 768)),
-        ("prompts, without the last's output", 0, with_rest(7, 1024)),
-        (
-            "prompts in parts",
-            0,
-            vec![
-                (0, 1024, true),
-                (0, 1024, true),
-                (0, 1024, true),
-                (0, 1024, true),
-                (0, 1024, true),
-                (0, 1024, true),
-                (0, 1024, true),
-                (512, 512, true),
-                (0, 512, false),
-            ],
-        ),
-        ("mixed 1 k", 256, with_rest(0, 768)),
-        ("mixed 2 k", 256, with_rest(1, 768)),
-        ("mixed 4 k", 256, with_rest(3, 768)),
-        ("mixed 8 k", 64, with_rest(7, 960)),
-        ("mixed 8 k", 128, with_rest(7, 896)),
-        ("mixed 8 k", 256, with_rest(7, 768)),
-        ("mixed 8 k", 512, with_rest(7, 512)),
-        ("mixed 16 k", 256, with_rest(15, 768)),
+        ("prompts, a full step", 0, full(0)),
+        ("prompts, less than full", 0, with_rest(6, 768)),
+        ("prompts in parts", 0, whole(6, 1024).into_iter().chain(in_parts).collect()),
+        ("both", 256, with_rest(0, 768)),
+        ("both", 256, with_rest(1, 768)),
+        ("both", 256, with_rest(3, 768)),
+        ("both, a full step", 64, full(64)),
+        ("both, a full step", 128, full(128)),
+        ("both, a full step", 256, full(256)),
     ];
     println!("| step | decodes | prompt tokens | device ms | submit ms | us a token |\n|---|--:|--:|--:|--:|--:|");
     for (name, decodes, pieces) in cases {
         let prompt_tokens: usize = pieces.iter().map(|piece| piece.1).sum();
-        if decodes > max_num_seqs || decodes + prompt_tokens > most {
+        if decodes + pieces.len() > max_num_seqs || decodes + prompt_tokens > most {
             continue;
         }
         let step = batch(block_size, decodes, &pieces, &params);

@@ -105,8 +105,15 @@ fn card(gpu: &GpuDevice) -> Check {
 /// Only a machine with a card misses them.
 fn library(line: cuda::LibraryReport, has_gpus: bool) -> Check {
     let name = format!("{:?}", line.library).to_lowercase();
+    let version = line.version();
     match line.found {
-        Ok(path) => check(name, Verdict::Ok, path.display().to_string()),
+        Ok(path) => {
+            let speaks =
+                Some(line.library).filter(|library| *library == cuda::Library::Driver).and(cuda::driver_speaks());
+            let speaks = speaks.map(|version| format!("speaks CUDA {}.{}", version / 1000, version % 1000 / 10));
+            let what: Vec<String> = version.into_iter().chain(speaks).collect();
+            check(name, Verdict::Ok, format!("{}, {}", what.join(", "), path.display()))
+        }
         Err(missing) => {
             let verdict = if has_gpus { Verdict::Bad } else { Verdict::Note };
             let broken = missing.broken.iter().map(|(path, why)| format!("; {}: {why}", path.display()));

@@ -11,7 +11,7 @@ mod worker_args;
 
 use super::top::ScreenArgs;
 use crate::settings::values::{
-    Devices, PoolingChoice, parse_bytes, parse_count, parse_devices, parse_kind, parse_pooling,
+    Devices, PoolingChoice, Share, parse_bytes, parse_count, parse_devices, parse_kind, parse_pooling, parse_share,
 };
 use crate::settings::{self, Flags, ModelOverrides};
 use crate::status::ModelKind;
@@ -97,6 +97,10 @@ struct ModelArgs {
     /// KV cache of one replica, such as 512MiB
     #[arg(long, value_name = "BYTES", env = "MSERVE_KV_CACHE_MEMORY", value_parser = parse_bytes)]
     kv_cache_memory: Option<u64>,
+    /// Share of a card's memory that one replica may use [default: 0.9]
+    #[arg(long, value_name = "RATIO", visible_alias = "vram-ratio", alias = "mem-fraction-static",
+          env = "MSERVE_GPU_MEMORY_UTILIZATION", value_parser = parse_share)]
+    gpu_memory_utilization: Option<Share>,
     /// A built-in chat template, or a Jinja file
     #[arg(long, value_name = "NAME|FILE")]
     chat_template: Option<PathBuf>,
@@ -152,6 +156,7 @@ fn flags(args: LaunchArgs) -> Flags {
             max_num_batched_tokens: models.max_num_batched_tokens,
             threads: models.threads,
             kv_cache_memory_bytes: models.kv_cache_memory,
+            gpu_memory_utilization: models.gpu_memory_utilization,
             chat_template: models.chat_template,
             pooling: models.pooling,
         },

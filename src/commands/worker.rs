@@ -1,6 +1,7 @@
 //! `mserve worker`: one replica in this process. Events as JSON lines on standard output, the log on standard error.
 
 use crate::exit::Failure;
+use crate::hardware::card_holders;
 use clap::{Args, ValueEnum};
 use mserve_planner::model::Pooling;
 use mserve_runtime::cpu::WeightFormat;
@@ -49,7 +50,7 @@ pub struct WorkerArgs {
     /// Sequences in one step. Default: 64 on the CPU, 256 on a card.
     #[arg(long)]
     pub max_num_seqs: Option<usize>,
-    /// Tokens in one step. Default: 2048 on the CPU and 8192 on a card, and for embedding models at least the longest text.
+    /// Tokens in one step. Default: 2048 on the CPU and 8448 on a card, and for embedding models at least the longest text.
     #[arg(long, value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait; beyond it the answer is 429.
@@ -174,6 +175,7 @@ fn config(args: WorkerArgs) -> WorkerConfig {
         identity,
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         max_body_bytes: args.max_body_bytes,
+        card_holders: Some(card_holders),
         ..WorkerConfig::new(args.model)
     }
 }

@@ -1,4 +1,5 @@
 use mserve_planner::hardware::{GpuDevice, GpuProcess};
+use mserve_runtime::cuda::CardHolder;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
@@ -57,6 +58,17 @@ fn read(index: u32, device: &Device<'_>) -> Result<GpuDevice, NvmlError> {
         compute_capability: capability.and_then(|c| Some((number(c.major)?, number(c.minor)?))),
         processes: processes(device),
     })
+}
+
+/// Other processes with memory on the card with this UUID, the largest first. Empty when the driver does not tell.
+pub fn card_holders(uuid: &str) -> Vec<CardHolder> {
+    let processes = open().ok().and_then(|nvml| nvml.device_by_uuid(uuid).ok().map(|device| processes(&device)));
+    let name = |pid| Some(std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned());
+    let others = processes.unwrap_or_default().into_iter().filter(|process| process.pid != std::process::id());
+    let mut holders: Vec<CardHolder> =
+        others.map(|p| CardHolder { pid: p.pid, name: name(p.pid), used_bytes: p.used_bytes }).collect();
+    holders.sort_by_key(|holder| std::cmp::Reverse(holder.used_bytes));
+    holders
 }
 
 /// Compute and graphics processes, each once. Empty when the driver does not tell (containers, some MIG set-ups).

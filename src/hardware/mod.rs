@@ -8,7 +8,7 @@ mod live;
 mod pick;
 mod visible;
 
-pub use gpus::{NoGpus, probe_gpus};
+pub use gpus::{NoGpus, card_holders, probe_gpus};
 pub use host::probe_host;
 pub use lease::{GpuLease, LeaseError};
 pub use live::Sampler;

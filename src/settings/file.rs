@@ -1,6 +1,6 @@
 //! `mserve.toml` as written, and what to say about one that is wrong.
 
-use super::values::{Bytes, Count, Devices, PoolingChoice, Tokens, Written};
+use super::values::{Bytes, Count, Devices, PoolingChoice, Share, Tokens, Written};
 use crate::exit::Failure;
 use crate::status::ModelKind;
 use serde::Deserialize;
@@ -49,6 +49,8 @@ pub(super) struct ModelTable {
     pub block_size: Option<Written<Count>>,
     pub threads: Option<Written<Count>>,
     pub kv_cache_memory: Option<Written<Bytes>>,
+    /// Of a card, for one replica.
+    pub gpu_memory_utilization: Option<Written<Share>>,
     pub chat_template: Option<PathBuf>,
     pub pooling: Option<Written<PoolingChoice>>,
 }
@@ -168,11 +170,13 @@ mod tests {
 
     #[test]
     fn a_right_file_is_read() {
-        let text = "[server]\nport = 0\n[[model]]\npath = \"m\"\nmax_model_len = \"4k\"\nkv_cache_memory = 1048576\n";
+        let text = "[server]\nport = 0\n[[model]]\npath = \"m\"\nmax_model_len = \"4k\"\nkv_cache_memory = 1048576\n\
+                    gpu_memory_utilization = 0.5\n";
         let file = ConfigFile::parse(text, Path::new("x")).unwrap();
         let model = &file.models[0];
         assert_eq!((file.server.port, model.max_model_len), (Some(0), Some(Written(Tokens(4096)))));
         assert_eq!(model.kv_cache_memory, Some(Written(Bytes(1 << 20))));
+        assert_eq!(model.gpu_memory_utilization.map(|Written(share)| share.ratio()), Some(0.5));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn resolve(flags: Flags, directory: &Path) -> anyhow::Result<LaunchSettings>
     let (models, origin) = match (tables, flags.model) {
         (Some(tables), _) => (from_tables(tables, &base, &origin)?, origin),
         (None, Some(model)) => (vec![bare_model(directory.join(model))?], origin),
-        (None, None) => (demo_models()?, "the embedded demo model".to_owned()),
+        (None, None) => (demo_models(flags.overrides.devices)?, "the embedded demo model".to_owned()),
     };
     let models = override_all(models, &flags.overrides, directory)?;
     check_names(&models, &origin)?;
@@ -123,6 +123,7 @@ fn from_table(table: ModelTable, base: &Path, origin: &str) -> Result<ModelSetti
         block_size: table.block_size.map(|Written(count)| count.0),
         threads: table.threads.map(|Written(count)| count.0),
         kv_cache_memory_bytes: table.kv_cache_memory.map(|Written(bytes)| bytes.0),
+        gpu_memory_utilization: table.gpu_memory_utilization.map(|Written(share)| share),
         chat_template: table.chat_template.map(|template| relative_template(base, template)),
         pooling: table.pooling.map(|Written(pooling)| pooling),
     })
@@ -148,14 +149,17 @@ fn bare_model(path: PathBuf) -> Result<ModelSettings, Failure> {
         block_size: None,
         threads: None,
         kv_cache_memory_bytes: None,
+        gpu_memory_utilization: None,
         chat_template: None,
         pooling: None,
     })
 }
 
-/// Two chat replicas and one that embeds, all of the same weights. So small that cards are left to others.
-fn demo_models() -> anyhow::Result<Vec<ModelSettings>> {
+/// Two chat replicas and one that embeds, all of the same weights. So small that cards are left to others; a card that is
+/// asked for serves one replica.
+fn demo_models(devices: Option<Devices>) -> anyhow::Result<Vec<ModelSettings>> {
     let path = demo::unpack()?;
+    let chat_replicas = if devices == Some(Devices::Gpu) { 1 } else { 2 };
     let model = |name: &str, kind, replicas, pooling| {
         let bare = bare_model(path.clone())?;
         Ok::<_, Failure>(ModelSettings {
@@ -168,7 +172,7 @@ fn demo_models() -> anyhow::Result<Vec<ModelSettings>> {
         })
     };
     Ok(vec![
-        model("demo", ModelKind::Chat, 2, None)?,
+        model("demo", ModelKind::Chat, chat_replicas, None)?,
         model("demo-embed", ModelKind::Embedding, 1, Some(PoolingChoice::Mean))?,
     ])
 }
@@ -201,7 +205,12 @@ fn override_all(
         let message = format!("{flag} is for one model, and {} are launched", models.len());
         return Err(Failure::usage(message).hint("set it in mserve.toml, per [[model]]"));
     }
-    Ok(models.into_iter().map(|model| override_one(model, flags, directory)).collect())
+    let devices = match flags.devices {
+        Some(Devices::Gpu) if !one_model => Some(Devices::GpuWhereSupported),
+        other => other,
+    };
+    let flags = ModelOverrides { devices, ..flags.clone() };
+    Ok(models.into_iter().map(|model| override_one(model, &flags, directory)).collect())
 }
 
 fn override_one(mut model: ModelSettings, flags: &ModelOverrides, directory: &Path) -> ModelSettings {
@@ -217,6 +226,7 @@ fn override_one(mut model: ModelSettings, flags: &ModelOverrides, directory: &Pa
     model.max_num_batched_tokens = flags.max_num_batched_tokens.or(model.max_num_batched_tokens);
     model.threads = flags.threads.or(model.threads);
     model.kv_cache_memory_bytes = flags.kv_cache_memory_bytes.or(model.kv_cache_memory_bytes);
+    model.gpu_memory_utilization = flags.gpu_memory_utilization.or(model.gpu_memory_utilization);
     let template = flags.chat_template.clone().map(|template| relative_template(directory, template));
     model.chat_template = template.or(model.chat_template);
     model.pooling = flags.pooling.or(model.pooling);

@@ -66,6 +66,33 @@ pub enum Devices {
     Auto,
     Cpu,
     Gpu,
+    /// What `--devices gpu` means to one of several models: a GPU, unless the runtime has no kernels for such a model.
+    GpuWhereSupported,
+}
+
+/// A share of a card's memory, in millionths: settings are compared, which a float does not like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share(u32);
+
+impl Share {
+    const WHOLE: f64 = 1e6;
+
+    pub fn ratio(self) -> f64 {
+        f64::from(self.0) / Self::WHOLE
+    }
+}
+
+/// `0.9`: more than nothing, at most all of it.
+///
+/// # Errors
+/// A sentence for people.
+pub fn parse_share(text: &str) -> Result<Share, String> {
+    let ratio: f64 = text.trim().parse().unwrap_or(0.0);
+    if !(0.01..=1.0).contains(&ratio) {
+        let text: String = text.chars().take(40).collect();
+        return Err(format!("`{text}` is not a share of memory; write one from 0.01 to 1, such as 0.9"));
+    }
+    Ok(Share((ratio * Share::WHOLE).round() as u32))
 }
 
 /// # Errors
@@ -166,6 +193,7 @@ macro_rules! from_text_only {
 from_text_only!(ModelKind, parse_kind);
 from_text_only!(Devices, parse_devices);
 from_text_only!(PoolingChoice, parse_pooling);
+from_text_only!(Share, parse_share);
 
 impl<'de, T: FromWritten> Deserialize<'de> for Written<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -181,6 +209,9 @@ impl<'de, T: FromWritten> Deserialize<'de> for Written<T> {
             }
             fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
                 T::from_number(number).map_err(E::custom)
+            }
+            fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
+                T::from_text(&number.to_string()).map_err(E::custom)
             }
             fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
                 match u64::try_from(number) {
@@ -214,6 +245,15 @@ mod tests {
             ("5 parsecs", Err(())),
         ] {
             assert_eq!(parse_bytes(text).map_err(|_| ()), bytes, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shares_are_more_than_nothing_and_at_most_all() {
+        assert_eq!(parse_share("0.925").map(Share::ratio), Ok(0.925));
+        assert_eq!(parse_share("1").map(Share::ratio), Ok(1.0));
+        for text in ["0", "1.01", "90", "-0.5", "NaN", "inf", "most", ""] {
+            assert!(parse_share(text).is_err(), "{text}");
         }
     }
 

@@ -23,7 +23,7 @@ pub struct ExitEvidence {
 pub struct ExitCause {
     /// One line for people.
     pub text: String,
-    /// Set for ends that a new process would meet again: configuration (exit 2) and memory (exit 3).
+    /// Set for ends that a new process would meet again, see [`FailureKind::restart_can_help`].
     pub permanent: Option<FailureKind>,
 }
 
@@ -34,9 +34,9 @@ impl ExitEvidence {
         }
         let by_code = self.status.code().and_then(kind_of_code);
         let kind = self.reported.as_ref().map(|(kind, _)| *kind).or(by_code);
-        let permanent = kind.filter(|kind| matches!(kind, FailureKind::Config | FailureKind::DoesNotFit));
+        let permanent = kind.filter(|kind| !kind.restart_can_help());
         let text = match &self.reported {
-            Some((kind, message)) => format!("{}: {message}", name_of(*kind)),
+            Some((kind, message)) => format!("{}: {message}", kind.name()),
             None => self.describe_status(by_code),
         };
         ExitCause { text, permanent }
@@ -54,7 +54,7 @@ impl ExitEvidence {
             (Some(signal), _) => (format!("killed by {}", signal_name(signal)), false),
             (None, Some(0)) => ("ended by itself with exit code 0".to_owned(), false),
             (None, Some(code)) => match kind {
-                Some(kind) => (format!("{} (exit code {code})", name_of(kind)), false),
+                Some(kind) => (format!("{} (exit code {code})", kind.name()), false),
                 None => (format!("ended with exit code {code}"), false),
             },
             (None, None) => (format!("ended: {}", self.status), false),
@@ -66,19 +66,10 @@ impl ExitEvidence {
     }
 }
 
+/// 1 says nothing: any failing process may end with it.
 fn kind_of_code(code: i32) -> Option<FailureKind> {
-    [FailureKind::Config, FailureKind::DoesNotFit, FailureKind::Device]
-        .into_iter()
-        .find(|kind| i32::from(kind.exit_code()) == code)
-}
-
-fn name_of(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::Config => "configuration",
-        FailureKind::DoesNotFit => "does not fit in memory",
-        FailureKind::Device => "device failure",
-        FailureKind::Internal => "internal error",
-    }
+    let known = FailureKind::ALL.into_iter().filter(|kind| *kind != FailureKind::Internal);
+    known.into_iter().find(|kind| i32::from(kind.exit_code()) == code)
 }
 
 fn signal_name(number: i32) -> String {
@@ -130,6 +121,21 @@ mod tests {
             (evidence(exited(2)), "configuration (exit code 2)", Some(FailureKind::Config)),
             (evidence(exited(3)), "does not fit in memory (exit code 3)", Some(FailureKind::DoesNotFit)),
             (evidence(exited(4)), "device failure (exit code 4)", None),
+            (evidence(exited(10)), "no driver (exit code 10)", Some(FailureKind::NoDriver)),
+            (evidence(exited(11)), "driver too old (exit code 11)", Some(FailureKind::DriverTooOld)),
+            (evidence(exited(12)), "library missing (exit code 12)", Some(FailureKind::LibraryMissing)),
+            (evidence(exited(13)), "kernel failure (exit code 13)", Some(FailureKind::KernelFailure)),
+            (evidence(exited(14)), "card too small (exit code 14)", Some(FailureKind::CardTooSmall)),
+            (evidence(exited(15)), "card full (exit code 15)", None),
+            (evidence(exited(16)), "out of device memory (exit code 16)", None),
+            (
+                ExitEvidence {
+                    reported: Some((FailureKind::ContextLost, "H200: an illegal address".into())),
+                    ..evidence(exited(17))
+                },
+                "CUDA context lost: H200: an illegal address",
+                None,
+            ),
             (
                 ExitEvidence { last_log_line: Some("panicked at x".into()), ..evidence(exited(101)) },
                 "ended with exit code 101; its last words: panicked at x",

@@ -1,13 +1,15 @@
 //! The device with every kernel loaded; buffers from and to host vectors; timing by graphs.
 
 use half::bf16;
-use mserve_runtime::cuda::compile;
+use mserve_runtime::cuda::compile::{self, KernelSource};
 use mserve_runtime::cuda::device::Device;
 use mserve_runtime::cuda::graph::Graph;
-use mserve_runtime::cuda::kernels::{self, Geometry};
+use mserve_runtime::cuda::kernels::{self, Geometry, Prefill};
 use mserve_runtime::cuda::memory::{DeviceMemory, Event};
 use mserve_runtime::cuda::module::{Arg, Kernel, Module};
+use mserve_runtime::cuda::tensor_map::{TENSOR_MAP_BYTES, tensor_map};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 pub type Failure = Box<dyn std::error::Error>;
@@ -19,14 +21,25 @@ pub struct Card {
     started: String,
 }
 
-/// Most dynamic shared memory that any launch here asks for.
-const SHARED_BYTES: u32 = 200 << 10;
+/// Most dynamic shared memory that launches of an entry may ask for here.
+fn most_shared_bytes(entry: &str) -> u32 {
+    match entry {
+        "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
+        _ if entry.starts_with("fused_m") || entry.starts_with("tile_") => 128 << 10,
+        _ => 0,
+    }
+}
 
 impl Card {
     pub fn open() -> Result<Self, Failure> {
         let device = Arc::new(Device::open(0)?);
         let start = std::time::Instant::now();
-        let sources = kernels::sources(&kernels::HEAD_DIMS, device.compute_capability);
+        let head_dims: Vec<u32> = match std::env::var("KERNEL_HEAD_DIMS") {
+            Ok(listed) => listed.split_whitespace().map(str::parse).collect::<Result<_, _>>()?,
+            Err(_) => kernels::HEAD_DIMS.to_vec(),
+        };
+        let mut sources = kernels::sources(&head_dims, device.compute_capability);
+        sources.iter_mut().for_each(variant);
         let cubins = compile::compile_all(&sources, &device.arch(), None, 16)?;
         let started = format!("{} compilations in {:.2} s", sources.len(), start.elapsed().as_secs_f64());
         let mut entries = HashMap::new();
@@ -38,9 +51,7 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let large =
-                        entry.starts_with("attn_prefill") || entry.starts_with("fused_m") || entry.starts_with("tile_");
-                    let shared = if large { SHARED_BYTES } else { 0 };
+                    let shared = most_shared_bytes(entry);
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }
             }
@@ -126,6 +137,77 @@ impl Card {
         }
         Ok(best)
     }
+}
+
+/// To try changes without building anew: sources from the directory KERNEL_SOURCES in place of those built in, with
+/// KERNEL_OPTIONS. A barrier that is never reached ends the kernel instead of hanging the card.
+fn variant(source: &mut KernelSource) {
+    source.options.push("-DSPIN_LIMIT=100000000".to_owned());
+    if let Ok(options) = std::env::var("KERNEL_OPTIONS") {
+        source.options.extend(options.split_whitespace().map(str::to_owned));
+    }
+    let Ok(directory) = std::env::var("KERNEL_SOURCES") else { return };
+    let marker = "#line 1 \"";
+    let Some((before, after)) = source.text.split_once(marker) else { return };
+    let Some((file, _)) = after.split_once('"') else { return };
+    if let Ok(body) = std::fs::read_to_string(Path::new(&directory).join(file)) {
+        source.text = format!("{before}{marker}{file}\"\n{body}");
+    }
+}
+
+/// What a prefill kernel takes for the caches of keys and values, `bytes` each: them, or the maps of them.
+pub struct Caches {
+    args: [Arg; 2],
+    _maps: Option<DeviceMemory>,
+}
+
+impl Caches {
+    pub fn new(card: &Card, at: [u64; 2], bytes: usize, head_dim: usize, prefill: Prefill) -> Result<Self, Failure> {
+        let raw = std::env::var_os("PREFILL_CACHES_RAW").is_some();
+        if raw || !matches!(prefill, Prefill::WarpgroupProducts { .. }) {
+            return Ok(Self { args: at.map(Arg::Pointer), _maps: None });
+        }
+        let memory = card.poisoned(2 * TENSOR_MAP_BYTES)?;
+        for (base, place) in at.into_iter().zip([0, TENSOR_MAP_BYTES as u64]) {
+            let map = tensor_map(&card.device, base, (bytes / 2 / head_dim) as u64, head_dim as u32)?;
+            memory.write(place, &map)?;
+        }
+        let args = [memory.pointer(), memory.pointer() + TENSOR_MAP_BYTES as u64].map(Arg::Pointer);
+        Ok(Self { args, _maps: Some(memory) })
+    }
+
+    /// `args` with these in place of the two after the first two.
+    pub fn within(&self, mut args: Vec<Arg>) -> Vec<Arg> {
+        args[2..4].copy_from_slice(&self.args);
+        args
+    }
+}
+
+/// What a variant of the warpgroup prefill needs beside its source: PREFILL_GEOMETRY="threads shared_bytes rows".
+pub struct PrefillVariant {
+    pub block: u32,
+    pub shared_bytes: u32,
+    pub rows: u32,
+}
+
+impl PrefillVariant {
+    pub fn asked() -> Option<Self> {
+        let words = std::env::var("PREFILL_GEOMETRY").ok()?;
+        let mut words = words.split_whitespace().map_while(|w| w.parse().ok());
+        Some(Self { block: words.next()?, shared_bytes: words.next()?, rows: words.next()? })
+    }
+}
+
+/// The warpgroup kernel's tiles of rows, and its launch.
+pub fn prefill_launch(prefill: Prefill, lens: &[u32], padding: u32, heads: u32, head_dim: u32) -> (u32, Geometry) {
+    let variant = PrefillVariant::asked().filter(|_| matches!(prefill, Prefill::WarpgroupProducts { .. }));
+    let Some(variant) = variant else {
+        let tiles = kernels::prefill_tiles(lens.iter().copied()) + padding;
+        return (tiles, prefill.geometry(tiles, heads, head_dim));
+    };
+    let tiles = lens.iter().map(|n| n.div_ceil(variant.rows)).sum::<u32>() + padding;
+    let geometry = prefill.geometry(tiles, heads, head_dim);
+    (tiles, Geometry { block: variant.block, shared_bytes: variant.shared_bytes, ..geometry })
 }
 
 pub fn launch(kernel: &Kernel, geometry: Geometry, args: &[Arg]) -> Outcome {

@@ -14,13 +14,13 @@ pub fn rows(card: &Card) -> Outcome {
 
 fn norms(card: &Card) -> Outcome {
     let mut random = Random::new(1);
-    for (rows, width) in [(3, 4096), (300, 4096), (2, 896), (1, 8)] {
+    for (rows, width) in [(3, 4096), (300, 4096), (2, 896), (1, 8), (1501, 896)] {
         let (x, weight, residual) =
             (random.bf16s(rows * width, 3.0), random.bf16s(width, 1.0), random.bf16s(rows * width, 1.0));
         let (x_on, w_on, r_on) = (card.upload(&x)?, card.upload(&weight)?, card.upload(&residual)?);
         let y = card.poisoned(rows * width * 2)?;
         let geometry = kernels::rms_norm(rows as u32, width as u32).ok_or("too wide")?;
-        let tail = [int(width), Arg::Float(1e-5), Arg::Float(0.0)];
+        let tail = [int(rows), int(width), Arg::Float(1e-5), Arg::Float(0.0)];
         card.run("rms_norm", 0, geometry, &[&[pointer(&x_on), pointer(&w_on), pointer(&y)], &tail[..]].concat())?;
         let norm = |row: &[f64]| -> Vec<f64> {
             let mean = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
@@ -41,10 +41,17 @@ fn norms(card: &Card) -> Outcome {
 
 fn rope(card: &Card) -> Outcome {
     let mut random = Random::new(2);
-    for (head_dim, heads, kv_heads, norm) in
-        [(128, 32, 8, false), (64, 14, 2, false), (128, 16, 8, true), (80, 4, 4, true)]
-    {
-        let (tokens, blocks, half) = (37, 8, head_dim / 2);
+    for (head_dim, heads, kv_heads, norm, tokens) in [
+        (128, 32, 8, false, 37),
+        (64, 14, 2, false, 37),
+        (128, 16, 8, true, 37),
+        (80, 4, 4, true, 37),
+        (128, 32, 8, false, 1025),
+        (64, 14, 2, false, 1025),
+        (128, 4, 2, true, 1025),
+        (96, 4, 4, true, 1025),
+    ] {
+        let (blocks, half) = (tokens as i32 / 16 + 4, head_dim / 2);
         let all = heads + 2 * kv_heads;
         let qkv = random.bf16s(tokens * all * head_dim, 1.0);
         let (qw, kw) = (random.bf16s(head_dim, 1.0), random.bf16s(head_dim, 1.0));

@@ -1,9 +1,9 @@
 //! Paged attention on the card against the plain sum.
 
-use super::card::{Card, Failure, Outcome, int, pointer};
+use super::card::{Caches, Card, Failure, Outcome, int, pointer, prefill_launch};
 use super::numbers::{BF16_BOUND, Random, close};
 use half::bf16;
-use mserve_runtime::cuda::kernels;
+use mserve_runtime::cuda::kernels::{self, Prefill};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
 
@@ -113,7 +113,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
     let q = random.bf16s(lengths.len() * stride, 2.0);
     let q_on = card.upload(&q)?;
     let sequences = lengths.len() as u32;
-    for splits in [1, 7, 48] {
+    let entries = ["attn_decode", "attn_decode_early"];
+    for (splits, entry) in [1, 7, 48].into_iter().flat_map(|s| entries.map(|e| (s, e))) {
         let out = card.poisoned(lengths.len() * heads * case.head_dim * 2)?;
         let partial = card.poisoned(lengths.len() * heads * splits * case.head_dim * 4)?;
         let statistic = card.poisoned(lengths.len() * heads * splits * 8)?;
@@ -136,7 +137,7 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             int(case.window),
         ];
         let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
-        card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
+        card.run(entry, case.head_dim as u32, geometry, &args)?;
         if splits > 1 {
             let args = [
                 pointer(&partial),
@@ -159,7 +160,7 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             }
         }
         let what =
-            format!("decode head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
+            format!("{entry} head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
         close(&what, &card.bf16s(&out, want.len())?, &want, BF16_BOUND)?;
     }
     Ok(())
@@ -182,26 +183,28 @@ fn prefill(card: &Card, case: &Case) -> Outcome {
     let q = random.bf16s(total * stride, 2.0);
     let (q_on, start_on) = (card.upload(&q)?, card.upload(&start)?);
     let out = card.poisoned(total * heads * case.head_dim * 2)?;
-    let args = [
-        pointer(&q_on),
-        int(stride),
-        pointer(&on.keys),
-        pointer(&on.values),
-        pointer(&start_on),
-        pointer(&on.context),
-        pointer(&on.table),
-        pointer(&out),
-        int(cache.max_blocks),
-        int(1),
-        int(rows.len()),
-        int(case.kv_heads),
-        Arg::Float(1.0 / (case.head_dim as f32).sqrt()),
-        Arg::Float(case.softcap),
-        int(case.window),
-    ];
-    let tiles = kernels::prefill_tiles(rows[1..].iter().map(|&n| n as u32)) + 2;
-    let capability = card.device.compute_capability;
-    let plain = ("attn_prefill", kernels::attn_prefill(tiles, heads as u32, case.head_dim as u32, capability));
+    let lens: Vec<u32> = rows[1..].iter().map(|&n| n as u32).collect();
+    let args = |tiles: u32| {
+        [
+            pointer(&q_on),
+            int(stride),
+            pointer(&on.keys),
+            pointer(&on.values),
+            pointer(&start_on),
+            pointer(&on.context),
+            pointer(&on.table),
+            pointer(&out),
+            int(cache.max_blocks),
+            int(1),
+            int(rows.len()),
+            int(case.kv_heads),
+            Arg::Float(1.0 / (case.head_dim as f32).sqrt()),
+            Arg::Float(case.softcap),
+            int(case.window),
+            int(heads),
+            int(tiles as usize),
+        ]
+    };
     let mut want = vec![];
     for s in 1..rows.len() {
         for row in start[s] as usize..start[s + 1] as usize {
@@ -212,9 +215,18 @@ fn prefill(card: &Card, case: &Case) -> Outcome {
             }
         }
     }
-    for (entry, geometry) in [plain, kernels::prefill(tiles, heads as u32, case.head_dim as u32, capability)] {
+    let head_dim = case.head_dim as u32;
+    let compute_capability = card.device.compute_capability;
+    let fastest = Prefill::new(head_dim, compute_capability, card.device.multiprocessors);
+    // A grid of few blocks gives each many items.
+    let few = Prefill::new(head_dim, compute_capability, 5);
+    for prefill in [Prefill::WarpProducts { compute_capability }, fastest, few] {
+        let (tiles, geometry) = prefill_launch(prefill, &lens, 2, heads as u32, head_dim);
+        let entry = prefill.entry();
         out.fill(0xff)?;
-        card.run(entry, case.head_dim as u32, geometry, &args)?;
+        let at = [on.keys.pointer(), on.values.pointer()];
+        let caches = Caches::new(card, at, cache.keys.len() * 2, case.head_dim, prefill)?;
+        card.run(entry, head_dim, geometry, &caches.within(args(tiles).to_vec()))?;
         let got = card.bf16s(&out, total * heads * case.head_dim)?;
         if !got[..heads * case.head_dim].iter().all(|v| v.is_nan()) {
             return Err("prefill wrote the row of a decode sequence".into());

@@ -15,10 +15,11 @@ mod numbers;
 mod time;
 mod time_attention;
 mod time_fused;
+mod time_layer;
 mod time_products;
 
 use card::{Card, Outcome};
-use mserve_runtime::cuda::{compile, device, kernels, libraries};
+use mserve_runtime::cuda::{compile, cubin, device, kernels, libraries};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 12] {
+fn sections() -> [(&'static str, Section); 13] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
@@ -68,6 +69,7 @@ fn sections() -> [(&'static str, Section); 12] {
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
         ("time decode", time_attention::decode),
+        ("time layer", time_layer::all),
         ("time products", time_products::all),
         ("time fused", time_fused::all),
         ("time rows", time::rows),
@@ -86,11 +88,28 @@ fn compile_everywhere() -> ExitCode {
         let start = Instant::now();
         let sources = kernels::sources(&kernels::HEAD_DIMS, capability);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        if let Err(error) = compile::compile_all(&sources, &arch, None, threads) {
-            failed += 1;
-            println!("{arch}: {error}");
+        match compile::compile_all(&sources, &arch, None, threads) {
+            Ok(cubins) => {
+                for (source, _) in sources.iter().zip(&cubins).filter(|(s, cubin)| !says_its_parameters(&s.name, cubin))
+                {
+                    failed += 1;
+                    println!("{arch}: {}: the machine code does not say its kernels' parameters", source.name);
+                }
+            }
+            Err(error) => {
+                failed += 1;
+                println!("{arch}: {error}");
+            }
         }
         println!("{arch}: {} compilations, {:.1} s", sources.len(), start.elapsed().as_secs_f64());
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Launches are checked against what the machine code says of its kernels' parameters: of every kernel of the file.
+fn says_its_parameters(name: &str, cubin: &[u8]) -> bool {
+    let without_head_dim = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+    let file = kernels::file(name).or_else(|| kernels::file(without_head_dim));
+    let known = cubin::parameter_sizes(cubin);
+    file.is_some_and(|file| file.entries.iter().all(|entry| known.contains_key(*entry)))
 }

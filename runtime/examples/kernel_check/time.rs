@@ -42,8 +42,15 @@ pub fn rows(card: &Card) -> Outcome {
             let (h, bytes) = (shape.hidden, rows * shape.hidden * 2);
             let geometry = kernels::rms_norm(rows as u32, h as u32).ok_or("too wide")?;
             let us = card.time(ROUNDS, |i| {
-                let args =
-                    [at(2 * i, bytes), pointer(&pool), at(2 * i + 1, bytes), int(h), Arg::Float(1e-5), Arg::Float(0.0)];
+                let args = [
+                    at(2 * i, bytes),
+                    pointer(&pool),
+                    at(2 * i + 1, bytes),
+                    int(rows),
+                    int(h),
+                    Arg::Float(1e-5),
+                    Arg::Float(0.0),
+                ];
                 card.run("rms_norm", 0, geometry, &args)
             })?;
             line(&format!("{} rms_norm rows {rows}", shape.name), us, 2.0 * bytes as f64);

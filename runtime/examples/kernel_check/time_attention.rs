@@ -1,9 +1,9 @@
 //! Rates of the attention kernels.
 
-use super::card::{Card, Failure, Outcome, int, launch, pointer, pointer_at};
+use super::card::{Caches, Card, Failure, Outcome, int, launch, pointer, pointer_at, prefill_launch};
 use super::numbers::Random;
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape, line};
-use mserve_runtime::cuda::kernels;
+use mserve_runtime::cuda::kernels::{self, Prefill};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
 
@@ -19,7 +19,7 @@ pub fn decode(card: &Card) -> Outcome {
     let cache = card.random(CACHE_BYTES)?;
     for shape in &SHAPES {
         for context in [1024, 8192] {
-            for sequences in [1, 8, 32, 64, 128, 256] {
+            for sequences in [1, 8, 32, 64, 128, 256, 512] {
                 if context == 8192 && sequences > 32 {
                     continue;
                 }
@@ -46,7 +46,9 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
     let out = card.poisoned(sequences * shape.heads * hd * 2)?;
     let standard = kernels::splits(sequences as u32, shape.kv_heads as u32, hd as u32, 131_072) as usize;
     let mut tried = vec![standard];
-    tried.extend([1, 2, 4, 8].into_iter().filter(|&s| s != standard && sequences * shape.kv_heads * s <= 2048));
+    tried.extend(
+        [1, 2, 3, 4, 5, 6, 8, 16].into_iter().filter(|&s| s != standard && sequences * shape.kv_heads * s <= 2048),
+    );
     let mut figures = vec![];
     for splits in tried {
         let partial = card.poisoned(sequences * shape.heads * splits * hd * 4)?;
@@ -71,7 +73,8 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
             ];
             let (s, h, kv) = (sequences as u32, shape.heads as u32, shape.kv_heads as u32);
             let geometry = kernels::attn_decode(s, h, kv, splits as u32);
-            card.run("attn_decode", hd as u32, geometry, &args)?;
+            let early = kernels::attn_decode_is_early(&geometry, hd as u32);
+            card.run(if early { "attn_decode_early" } else { "attn_decode" }, hd as u32, geometry, &args)?;
             if splits == 1 {
                 return Ok(());
             }
@@ -103,7 +106,7 @@ pub fn prefill(card: &Card) -> Outcome {
 }
 
 fn one_prefill(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize, length: usize) -> Outcome {
-    let (hd, capability) = (shape.head_dim, card.device.compute_capability);
+    let (hd, compute_capability) = (shape.head_dim, card.device.compute_capability);
     let stride = (shape.heads + 2 * shape.kv_heads) * hd;
     let blocks = sequences * length.div_ceil(16);
     let layer = blocks * shape.kv_heads * 16 * hd * 2;
@@ -112,28 +115,39 @@ fn one_prefill(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usiz
     let lengths = card.upload(&vec![length as i32; sequences])?;
     let q = card.random(sequences * length * stride * 2)?;
     let out = card.poisoned(sequences * length * shape.heads * hd * 2)?;
-    let args = [
-        pointer(&q),
-        int(stride),
-        pointer(cache),
-        pointer_at(cache, layer),
-        pointer(&start),
-        pointer(&lengths),
-        pointer(&table),
-        pointer(&out),
-        int(length.div_ceil(16)),
-        int(0),
-        int(sequences),
-        int(shape.kv_heads),
-        Arg::Float(1.0 / (hd as f32).sqrt()),
-        Arg::Float(0.0),
-        int(0),
-    ];
-    let tiles = kernels::prefill_tiles(std::iter::repeat_n(length as u32, sequences));
-    let plain = kernels::attn_prefill(tiles, shape.heads as u32, hd as u32, capability);
-    let fastest = kernels::prefill(tiles, shape.heads as u32, hd as u32, capability);
+    let args = |tiles: u32| {
+        [
+            pointer(&q),
+            int(stride),
+            pointer(cache),
+            pointer_at(cache, layer),
+            pointer(&start),
+            pointer(&lengths),
+            pointer(&table),
+            pointer(&out),
+            int(length.div_ceil(16)),
+            int(0),
+            int(sequences),
+            int(shape.kv_heads),
+            Arg::Float(1.0 / (hd as f32).sqrt()),
+            Arg::Float(0.0),
+            int(0),
+            int(shape.heads),
+            int(tiles as usize),
+        ]
+    };
+    let fastest = Prefill::new(hd as u32, compute_capability, card.device.multiprocessors);
     let mut figures = vec![];
-    for (entry, geometry) in [("attn_prefill", plain), fastest] {
+    for prefill in [Prefill::WarpProducts { compute_capability }, fastest] {
+        let (tiles, geometry) =
+            prefill_launch(prefill, &vec![length as u32; sequences], 0, shape.heads as u32, hd as u32);
+        let entry = prefill.entry();
+        if std::env::var_os("WGMMA_ONLY").is_some() && prefill != fastest {
+            continue;
+        }
+        let at = [cache.pointer(), cache.pointer() + layer as u64];
+        let caches = Caches::new(card, at, layer, hd, prefill)?;
+        let args = caches.within(args(tiles).to_vec());
         let us = card.time(4, |_| launch(card.kernel(entry, hd as u32)?, geometry, &args))?;
         figures.push((entry, us));
     }

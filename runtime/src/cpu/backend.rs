@@ -8,6 +8,7 @@ use super::{CpuOptions, LoadError};
 use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, StepBatch, StepSequence, sample};
 use crate::weights::TensorSource;
+use crate::worker::FailureKind;
 use mserve_planner::model::{BufferId, ModelSpec, Positions, Program, Quantization, families};
 use pulp::Arch;
 use rayon::ThreadPool;
@@ -127,7 +128,7 @@ impl CpuBackend {
     }
 
     fn error(&self, what: String) -> BackendError {
-        BackendError { device: self.info.device.clone(), what, fatal: false }
+        BackendError { device: self.info.device.clone(), what, fatal: false, kind: FailureKind::Internal }
     }
 }
 

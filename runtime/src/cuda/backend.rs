@@ -1,8 +1,12 @@
+mod idle;
+
 use super::buckets::bucket_for;
+use super::clock::Clock;
+use super::device::Device;
 use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
-use super::load::{LoadedModel, load};
+use super::load::{LoadedModel, check_model, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
@@ -11,9 +15,11 @@ use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
 use crate::backend::step_check::{self, StepLimits};
 use crate::engine::{Backend, BackendError, BackendInfo, RowOutput, RowSampling, StepBatch};
 use crate::weights::TensorSource;
+use crate::worker::FailureKind;
 use cudarc::driver::sys;
 use mserve_planner::model::ModelSpec;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where weights come from.
@@ -46,6 +52,8 @@ pub struct CudaBackend {
     token_state: TokenStateSlots,
     model: LoadedModel,
     graph_capture: GraphCapture,
+    /// Nothing is left of what idle times are used for.
+    settled: bool,
     info: BackendInfo,
     /// Output rows of the step submitted last: their tokens are still on the card.
     previous_outputs: usize,
@@ -71,7 +79,7 @@ enum Mode {
 }
 
 impl CudaBackend {
-    /// Brings the model onto a card and prepares every size of step. `progress` hears (bytes read, bytes in all).
+    /// Opens a card and brings the model onto it. `progress` hears (bytes read, bytes in all).
     ///
     /// # Errors
     /// See [`CudaError`]; nothing stays allocated.
@@ -81,8 +89,24 @@ impl CudaBackend {
         options: &CudaOptions,
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, CudaError> {
-        let model = load(spec, origin, options, progress)?;
-        let (device, sizes) = (model.executor.device.clone(), model.sizes.clone());
+        check_model(spec)?;
+        Self::load_on(&Arc::new(Device::open(options.ordinal)?), spec, origin, options, progress)
+    }
+
+    /// The same on a card that is open already.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_on(
+        device: &Arc<Device>,
+        spec: &ModelSpec,
+        origin: &WeightOrigin<'_>,
+        options: &CudaOptions,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Self, CudaError> {
+        let model = load(device, spec, origin, options, progress)?;
+        let mut clock = Clock::start();
+        let sizes = model.sizes.clone();
         let slot_sizes = SlotSizes {
             metadata_words: sizes.metadata_words(),
             table_words: sizes.max_num_seqs * sizes.max_blocks,
@@ -90,7 +114,7 @@ impl CudaBackend {
             bias_entries: sizes.bias_entries(),
             max_num_seqs: sizes.max_num_seqs,
         };
-        let slots = (0..SLOTS).map(|_| StepSlot::new(&device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
+        let slots = (0..SLOTS).map(|_| StepSlot::new(device, slot_sizes)).collect::<Result<Vec<_>, _>>()?;
         let info = BackendInfo {
             output_width: sizes.vocab_size,
             vocab_size: sizes.vocab_size,
@@ -105,9 +129,10 @@ impl CudaBackend {
             in_flight: VecDeque::new(),
             slots,
             next_slot: 0,
-            lists: DeviceMemory::new(&device, slot_sizes.list_words as u64 * 4, "token lists")?,
+            lists: DeviceMemory::new(device, slot_sizes.list_words as u64 * 4, "token lists")?,
             token_state: TokenStateSlots::new(sizes.max_num_seqs),
             graph_capture: options.graphs,
+            settled: false,
             info,
             previous_outputs: 0,
             last_block_tables: (0, Vec::new()),
@@ -117,15 +142,23 @@ impl CudaBackend {
             last_step_time: None,
             model,
         };
+        clock.lap("buffers");
         if options.graphs == GraphCapture::AtStart {
-            backend.capture_all()?;
+            while backend.do_next()? {}
+            clock.lap("graphs");
         }
+        backend.model.timings.extend(clock.laps);
         Ok(backend)
     }
 
-    /// Phases of the load in milliseconds.
+    /// Phases of the load, one after the other, in milliseconds.
     pub fn timings(&self) -> &[(&'static str, f64)] {
         &self.model.timings
+    }
+
+    /// Phases that went on beside the upload of the weights.
+    pub fn timings_beside(&self) -> &[(&'static str, f64)] {
+        &self.model.beside
     }
 
     /// What was planned for the card's memory, the cache last.
@@ -145,44 +178,12 @@ impl CudaBackend {
 
     /// (from an earlier start, measured now, of these by our own kernels, left to cuBLASLt's heuristic)
     pub fn tuned_products(&self) -> (usize, usize, usize, usize) {
-        let t = self.model.tuning;
+        let t = self.model.tuner.report();
         (t.remembered, t.measured, t.own, t.left)
     }
 
     pub(super) const fn executor_mut(&mut self) -> &mut Executor {
         &mut self.model.executor
-    }
-
-    fn capture_all(&mut self) -> Result<(), CudaError> {
-        let begin = std::time::Instant::now();
-        for bucket in self.model.sizes.decode_buckets.clone().into_iter().rev() {
-            self.capture(bucket)?;
-        }
-        self.model.executor.device.synchronize()?;
-        self.model.timings.push(("graphs", begin.elapsed().as_secs_f64() * 1e3));
-        Ok(())
-    }
-
-    /// Runs a step of padding rows, so that all kernels are loaded, then records it.
-    fn capture(&mut self, bucket: usize) -> Result<(), CudaError> {
-        let shape = decode_shape(bucket);
-        let layout = MetadataLayout::new(&shape);
-        let mut words = vec![0; layout.words];
-        metadata::pack(&StepBatch::default(), &shape, &layout, &mut words);
-        let bytes: Vec<u8> = words.iter().flat_map(|w: &i32| w.to_le_bytes()).collect();
-        self.model.memory.surfaces.write(0, &bytes)?;
-        let executor = &mut self.model.executor;
-        let device = executor.device.clone();
-        // SAFETY: the memory of the model was allocated for the largest step, which no bucket exceeds; the metadata on
-        // the device is of this shape and names no slots, blocks or positions.
-        unsafe { executor.run(&shape, PrefillChunks::default())? };
-        let graph = Graph::capture(&device, || {
-            // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with
-            // metadata of this shape on the device.
-            unsafe { executor.run(&shape, PrefillChunks::default()) }
-        })?;
-        self.graphs.insert(bucket, graph);
-        Ok(())
     }
 
     /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.
@@ -449,7 +450,8 @@ impl Backend for CudaBackend {
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
         if !self.in_flight.is_empty() {
             let what = format!("{} steps are under way: collect them first", self.in_flight.len());
-            return Err(BackendError { device: self.info.device.clone(), what, fatal: false });
+            let device = self.info.device.clone();
+            return Err(BackendError { device, what, fatal: false, kind: FailureKind::Internal });
         }
         let result = self.enqueue(batch).and_then(|()| self.oldest());
         result.map_err(|e| e.into_backend_error(&self.info.device))
@@ -473,6 +475,13 @@ impl Backend for CudaBackend {
 
     fn last_step_time(&self) -> Option<Duration> {
         self.last_step_time
+    }
+
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        if !self.in_flight.is_empty() {
+            return Ok(false);
+        }
+        self.do_next().map_err(|e| e.into_backend_error(&self.info.device))
     }
 }
 

@@ -12,6 +12,7 @@ const CONTEXT_MOST_BYTES: u64 = 1 << 30;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Demand {
     pub device: String,
+    pub uuid: String,
     pub total_bytes: u64,
     /// Free once the context is there and before anything else is allocated.
     pub free_bytes: u64,
@@ -21,6 +22,8 @@ pub struct Demand {
     pub fixed: Vec<MemoryTerm>,
     /// Bytes of one block over all layers. 0 for models that keep no cache.
     pub block_bytes: u64,
+    /// Tokens of one block.
+    pub block_size: u64,
     /// Blocks of the longest sequence: fewer than that and a request could never finish.
     pub least_blocks: u64,
     /// More than this is of no use (every sequence at full length) and is not taken.
@@ -52,9 +55,16 @@ pub fn kv_budget(demand: &Demand) -> Result<KvBudget, CudaError> {
     let least_bytes = demand.least_blocks.saturating_mul(demand.block_bytes);
     let needed_bytes = fixed_bytes.saturating_add(least_bytes);
     if needed_bytes > budget_bytes {
-        terms.push(MemoryTerm { name: "KV cache of one sequence", bytes: least_bytes });
-        let (device, total_bytes) = (demand.device.clone(), demand.total_bytes);
-        return Err(CudaError::CardTooSmall { device, needed_bytes, budget_bytes, total_bytes, terms });
+        terms.push(MemoryTerm { name: "the KV cache of one sequence", bytes: least_bytes });
+        let blocks = budget_bytes.saturating_sub(fixed_bytes).checked_div(demand.block_bytes).unwrap_or(0);
+        return Err(CudaError::CardTooSmall {
+            device: demand.device.clone(),
+            needed_bytes,
+            budget_bytes,
+            total_bytes: demand.total_bytes,
+            terms,
+            fits_tokens: (blocks > 0).then(|| blocks * demand.block_size),
+        });
     }
     let blocks = (budget_bytes - fixed_bytes).checked_div(demand.block_bytes).unwrap_or(0);
     let num_blocks = demand.most_blocks.map_or(blocks, |most| blocks.min(most.max(demand.least_blocks)));
@@ -64,13 +74,24 @@ pub fn kv_budget(demand: &Demand) -> Result<KvBudget, CudaError> {
     if still_needed > demand.free_bytes {
         return Err(CudaError::CardFull {
             device: demand.device.clone(),
+            uuid: demand.uuid.clone(),
             needed_bytes: still_needed,
             free_bytes: demand.free_bytes,
             total_bytes: demand.total_bytes,
+            fitting_utilization: fitting_utilization(demand, fixed_bytes + least_bytes),
+            holders: None,
         });
     }
     terms.push(MemoryTerm { name: "KV cache", bytes: kv_cache_bytes });
     Ok(KvBudget { num_blocks, kv_cache_bytes, terms })
+}
+
+/// The share that would do with what others leave, in whole percent. None when not even one sequence fits there.
+fn fitting_utilization(demand: &Demand, least_bytes: u64) -> Option<f64> {
+    let context_bytes = demand.total_bytes.saturating_sub(demand.free_bytes).min(CONTEXT_MOST_BYTES);
+    let percent = (demand.free_bytes + context_bytes) as f64 / demand.total_bytes as f64 * 100.0;
+    let share = percent.floor() / 100.0;
+    (share * demand.total_bytes as f64 >= least_bytes as f64).then_some(share)
 }
 
 #[cfg(test)]
@@ -84,6 +105,7 @@ mod tests {
     fn demand() -> Demand {
         Demand {
             device: "H200".to_owned(),
+            uuid: "GPU-1".to_owned(),
             total_bytes: 140 * GIB,
             free_bytes: 139 * GIB + GIB / 2,
             gpu_memory_utilization: 0.9,
@@ -92,6 +114,7 @@ mod tests {
                 MemoryTerm { name: "activations", bytes: GIB },
             ],
             block_bytes: 16 * 128 * 1024,
+            block_size: 16,
             least_blocks: 8192 / 16,
             most_blocks: None,
         }
@@ -113,9 +136,15 @@ mod tests {
     fn too_small_and_full_are_told_apart() {
         let small = kv_budget(&Demand { gpu_memory_utilization: 0.12, ..demand() }).unwrap_err();
         assert!(matches!(&small, CudaError::CardTooSmall { .. }), "{small}");
-        assert!(small.to_string().contains("weights 16106127360"), "{small}");
+        let CudaError::CardTooSmall { fits_tokens, .. } = &small else { panic!("{small}") };
+        assert_eq!(*fits_tokens, Some(25 * 16), "0.05 GiB are left");
+        let fits = Demand { least_blocks: 25, gpu_memory_utilization: 0.12, ..demand() };
+        assert_eq!(kv_budget(&fits).unwrap().num_blocks, 25);
         let full = kv_budget(&Demand { free_bytes: 60 * GIB, ..demand() }).unwrap_err();
-        assert!(matches!(full, CudaError::CardFull { free_bytes, .. } if free_bytes == 60 * GIB), "{full}");
+        let CudaError::CardFull { free_bytes, fitting_utilization, .. } = &full else { panic!("{full}") };
+        assert_eq!((*free_bytes, *fitting_utilization), (60 * GIB, Some(0.43)));
+        let hopeless = kv_budget(&Demand { free_bytes: 9 * GIB, ..demand() }).unwrap_err();
+        assert!(matches!(hopeless, CudaError::CardFull { fitting_utilization: None, .. }), "{hopeless}");
     }
 
     #[test]

@@ -23,14 +23,15 @@ const STANDARD_OPTIONS: [&str; 2] = ["--std=c++17", "-default-device"];
 /// # Errors
 /// When it does not answer.
 pub fn compiler_version() -> Result<(i32, i32), CudaError> {
+    version().ok_or_else(|| failure("(any)", "any card", "nvrtcVersion does not answer".to_owned()))
+}
+
+fn version() -> Option<(i32, i32)> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two integers through pointers to live ones. The library was opened before (`libraries::open`), so
     // cudarc finds it instead of panicking.
     let result = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
-    match result {
-        sys::nvrtcResult::NVRTC_SUCCESS => Ok((major, minor)),
-        other => Err(failure("nvrtcVersion", "any card", format!("{other:?}"))),
-    }
+    (result == sys::nvrtcResult::NVRTC_SUCCESS).then_some((major, minor))
 }
 
 /// Compiles every source for `arch`, those not in the cache on up to `threads` threads. Cubins in the order of `sources`.
@@ -128,5 +129,5 @@ pub fn compile(source: &KernelSource, arch: &str) -> Result<Vec<u8>, CudaError> 
 }
 
 fn failure(kernel: &str, arch: &str, log: String) -> CudaError {
-    CudaError::Compile { kernel: kernel.to_owned(), arch: arch.to_owned(), log }
+    CudaError::Compile { kernel: kernel.to_owned(), arch: arch.to_owned(), compiler: version(), log }
 }

@@ -1,6 +1,7 @@
 //! One card: its context, the stream that all work of a replica goes through, and what it is.
 
 use super::CudaError;
+use super::clock::Clock;
 use super::error::{OLDEST_CAPABILITY, OLDEST_DRIVER};
 use super::libraries;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -21,6 +22,10 @@ pub struct Device {
     pub total_bytes: u64,
     /// CUDA version of the driver, 13000 for 13.0.
     pub driver_version: i32,
+    /// `GPU-...` as `nvidia-smi -L` prints it.
+    pub uuid: String,
+    /// Where the time of opening it went, in milliseconds.
+    pub opening: Vec<(&'static str, f64)>,
 }
 
 #[derive(Debug)]
@@ -45,12 +50,24 @@ impl Device {
     /// # Errors
     /// See [`CudaError`]: no driver, driver too old, no such device, card too old, library missing.
     pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let mut clock = Clock::start();
+        libraries::open_driver()?;
+        // Relocating cuBLASLt takes as long as making the context, which does not need it.
+        let others = std::thread::Builder::new().name("libraries".to_owned()).spawn(libraries::open_others);
+        let others = others.map_err(CudaError::Thread)?;
         let (driver_version, count) = start_driver()?;
+        clock.lap("driver");
         if ordinal >= count {
             return Err(CudaError::NoDevice { ordinal, count });
         }
         let context = CudaContext::new(ordinal).map_err(from("device", "cuDevicePrimaryCtxRetain"))?;
-        Self::describe(context, driver_version)
+        let mut device = Self::describe(context, driver_version)?;
+        clock.lap("context");
+        let panicked = || CudaError::Thread(std::io::Error::other("opening the libraries panicked"));
+        others.join().unwrap_or_else(|_| Err(panicked()))?;
+        clock.lap("libraries");
+        device.opening = clock.laps;
+        Ok(device)
     }
 
     fn describe(context: Arc<CudaContext>, driver_version: i32) -> Result<Self, CudaError> {
@@ -71,8 +88,11 @@ impl Device {
         let total = context.total_mem().map_err(from(&name, "cuDeviceTotalMem"))?;
         let stream = cudarc::driver::result::stream::create(cudarc::driver::result::stream::StreamKind::NonBlocking)
             .map_err(from(&name, "cuStreamCreate"))?;
+        let uuid = uuid(context.ordinal())?;
         Ok(Self {
             stream: StreamHandle(stream),
+            uuid,
+            opening: Vec::new(),
             compute_capability,
             multiprocessors,
             shared_memory_per_block_bytes: shared,
@@ -124,9 +144,9 @@ impl Drop for Device {
     }
 }
 
-/// Opens the libraries and the driver: its CUDA version, and how many cards CUDA_VISIBLE_DEVICES shows.
+/// Starts the driver: its CUDA version, and how many cards CUDA_VISIBLE_DEVICES shows.
 fn start_driver() -> Result<(i32, usize), CudaError> {
-    libraries::open_all()?;
+    libraries::open_driver()?;
     cudarc::driver::result::init().map_err(|e| CudaError::NoDriver { why: format!("cuInit: {:?}", e.0) })?;
     let mut driver_version = 0;
     // SAFETY: writes one integer through a pointer to a live one.
@@ -143,20 +163,21 @@ fn start_driver() -> Result<(i32, usize), CudaError> {
 ///
 /// # Errors
 /// As [`Device::open`]; [`CudaError::Option`] lists the UUIDs that there are.
-pub fn ordinal_of(uuid: &str) -> Result<usize, CudaError> {
-    use cudarc::driver::result::device;
+pub fn ordinal_of(asked: &str) -> Result<usize, CudaError> {
     let (_, count) = start_driver()?;
-    let mut known = Vec::new();
-    for ordinal in 0..count {
-        let handle = device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(from("driver", "cuDeviceGet"))?;
-        let bytes = device::get_uuid(handle).map_err(from("driver", "cuDeviceGetUuid"))?.bytes;
-        known.push(format_uuid(bytes.map(|b| b as u8)));
-    }
-    match_uuid(uuid, &known).ok_or_else(|| CudaError::Option {
+    let known = (0..count).map(uuid).collect::<Result<Vec<_>, _>>()?;
+    match_uuid(asked, &known).ok_or_else(|| CudaError::Option {
         option: "device",
-        value: uuid.to_owned(),
+        value: asked.to_owned(),
         must: format!("one of {} (CUDA_VISIBLE_DEVICES may hide some)", known.join(", ")),
     })
+}
+
+fn uuid(ordinal: usize) -> Result<String, CudaError> {
+    use cudarc::driver::result::device;
+    let handle = device::get(i32::try_from(ordinal).unwrap_or(i32::MAX)).map_err(from("driver", "cuDeviceGet"))?;
+    let bytes = device::get_uuid(handle).map_err(from("driver", "cuDeviceGetUuid"))?.bytes;
+    Ok(format_uuid(bytes.map(|b| b as u8)))
 }
 
 /// The hexadecimal part as `nvidia-smi -L` prints it.

@@ -233,12 +233,14 @@ impl Executor {
 
     unsafe fn norm(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
         let DeviceOp::Norm { rows, x, weight, add, out, width, eps, offset } = op else { return Ok(()) };
-        let Some(geometry) = kernels::rms_norm(step.rows(*rows) as u32, *width) else {
+        let rows = step.rows(*rows);
+        let Some(geometry) = kernels::rms_norm(rows as u32, *width) else {
             return Err(CudaError::Unsupported { op: "Norm", what: format!("rows of {width}") });
         };
         let mut args = vec![Arg::Pointer(*x), Arg::Pointer(*weight)];
         args.extend(add.map(Arg::Pointer));
-        args.extend([Arg::Pointer(*out), Arg::Int(*width as i32), Arg::Float(*eps), Arg::Float(*offset)]);
+        args.extend([Arg::Pointer(*out), Arg::Int(rows as i32), Arg::Int(*width as i32)]);
+        args.extend([Arg::Float(*eps), Arg::Float(*offset)]);
         let kernel = if add.is_some() { &self.kernels.rms_norm_add } else { &self.kernels.rms_norm };
         // SAFETY: passed on from the caller.
         unsafe { kernel.launch(&geometry, &args) }
@@ -333,8 +335,8 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            let capability = self.device.compute_capability;
-            let (_, geometry) = kernels::prefill(step.prefill.tiles, heads.heads, heads.head_dim, capability);
+            args.extend([Arg::Int(heads.heads as i32), Arg::Int(step.prefill.tiles as i32)]);
+            let geometry = attention.prefill_shape.geometry(step.prefill.tiles, heads.heads, heads.head_dim);
             // SAFETY: as above.
             unsafe { attention.prefill.launch(&geometry, &args)? };
         }

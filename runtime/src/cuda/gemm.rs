@@ -8,7 +8,6 @@ use super::CudaError;
 use super::device::Device;
 use super::memory::{DeviceMemory, DevicePointer};
 use cudarc::cublaslt::{result as lt, sys};
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -48,11 +47,10 @@ pub struct Blas {
     device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
     workspace: DeviceMemory,
-    plans: HashMap<GemmShape, Plan>,
     pub version: usize,
 }
 
-// SAFETY: handle and descriptors are plain heap objects of the library, used by one thread at a time through `&mut self`.
+// SAFETY: handle and descriptors are plain heap objects of the library, used by one thread at a time: whoever owns it.
 unsafe impl Send for Blas {}
 
 impl Blas {
@@ -62,25 +60,15 @@ impl Blas {
         let workspace = DeviceMemory::new(device, WORKSPACE_BYTES, "cuBLASLt's workspace")?;
         // SAFETY: takes nothing, returns a number; the library was opened before.
         let version = unsafe { sys::cublasLtGetVersion() };
-        Ok(Self { device: device.clone(), handle, workspace, plans: HashMap::new(), version })
+        Ok(Self { device: device.clone(), handle, workspace, version })
     }
 
-    /// Puts one product into the device's stream. A shape that was not prepared gets the heuristic's first choice.
+    /// Puts one product into the device's stream.
     ///
     /// # Safety
-    /// The operands must be device memory of the sizes that `shape` says, bf16 (f32 for `out` where it says so), alive
-    /// until the stream has passed it.
-    pub unsafe fn run(&mut self, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
-        if !self.plans.contains_key(shape) {
-            let first = self.candidates(shape, 1)?.remove(0);
-            self.keep(*shape, first)?;
-        }
-        // SAFETY: passed on from the caller.
-        unsafe { self.run_kept(shape, operands) }
-    }
-
-    unsafe fn run_kept(&mut self, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
-        let Some(plan) = self.plans.get_mut(shape) else { return Ok(()) };
+    /// `plan` must have been made for `shape`. The operands must be device memory of the sizes that `shape` says, bf16
+    /// (f32 for `out` where it says so), alive until the stream has passed it.
+    pub unsafe fn run(&self, plan: &mut BlasPlan, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
         let (alpha, beta) = (1_f32, if operands.residual.is_some() { 1_f32 } else { 0_f32 });
         debug_assert_eq!((shape.bias, shape.residual), (operands.bias.is_some(), operands.residual.is_some()));
         if let Some(bias) = operands.bias {
@@ -89,7 +77,7 @@ impl Blas {
         let d = &plan.description;
         let c = operands.residual.unwrap_or(operands.out);
         // SAFETY: descriptors and algorithm belong together and are live; the algorithm needs no more workspace than
-        // there is (checked when it was kept), which one stream uses for one product at a time; the caller vouches for
+        // there is (checked when the plan was made), which one stream uses for one product at a time; the caller vouches for
         // the operands. alpha and beta are read before the call returns (host pointer mode).
         let result = unsafe {
             sys::cublasLtMatmul(
@@ -148,12 +136,12 @@ impl Blas {
         Ok(algorithms)
     }
 
-    /// Uses `algorithm` for this shape from now on.
+    /// `algorithm` made ready for products of this shape.
     ///
     /// # Errors
-    /// When the library does not take it (it was kept by another version, say); an earlier choice stays.
-    pub fn keep(&mut self, shape: GemmShape, algorithm: Algorithm) -> Result<(), CudaError> {
-        let description = Description::new(&shape).map_err(|e| self.device.blas("describe", &e, &shape))?;
+    /// When the library does not take it (it was kept by another version, say).
+    pub fn plan(&self, shape: &GemmShape, algorithm: Algorithm) -> Result<BlasPlan, CudaError> {
+        let description = Description::new(shape).map_err(|e| self.device.blas("describe", &e, shape))?;
         let algorithm = sys::cublasLtMatmulAlgo_t { data: algorithm };
         // SAFETY: plain data, all fields of which may be zero.
         let mut checked: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
@@ -175,15 +163,13 @@ impl Blas {
             true => result.result(),
             false => Err(lt::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
         };
-        fits.map_err(|e| self.device.blas("cublasLtMatmulAlgoCheck", &e, &shape))?;
-        self.plans.insert(shape, Plan { description, algorithm });
-        Ok(())
+        fits.map_err(|e| self.device.blas("cublasLtMatmulAlgoCheck", &e, shape))?;
+        Ok(BlasPlan { description, algorithm })
     }
 }
 
 impl Drop for Blas {
     fn drop(&mut self) {
-        self.plans.clear();
         if self.device.bind().is_ok() {
             // SAFETY: created in `new`, destroyed only here.
             let _ = unsafe { lt::destroy_handle(self.handle) };
@@ -201,11 +187,15 @@ fn blas_error(device: &Device, call: &'static str, error: &lt::CublasError, what
     CudaError::Blas { device: device.name.clone(), call, status: error.to_string(), what }
 }
 
+/// One shape's descriptors and the algorithm that computes it.
 #[derive(Debug)]
-struct Plan {
+pub struct BlasPlan {
     description: Description,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
+
+// SAFETY: plain heap objects of the library, used by one thread at a time: whoever owns it.
+unsafe impl Send for BlasPlan {}
 
 /// The library's descriptors of a shape. It counts in columns: out^T `[n, m]` = W x^T.
 #[derive(Debug)]

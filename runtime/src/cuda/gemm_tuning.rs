@@ -1,22 +1,27 @@
-//! Which kernel for which product: measured once on the card, over the model's own weights, then kept on disk.
+//! Which kernel for which product: measured once on the card, over the model's own weights, then kept on disk. A start
+//! waits for none of it: what is not known yet is measured while weights are read and while no request runs.
 
 use super::CudaError;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
 use super::gemm::{GemmOperands, GemmShape};
 use super::graph::Graph;
-use super::linear::{Choice, Linears};
+use super::linear::{Choice, Linears, Route};
 use super::memory::Event;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// cuBLASLt's algorithms that are tried for a shape. Its order is good: later ones have not been seen to win.
 const CANDIDATES: usize = 6;
-/// Products of one measurement. They go over the weights of different layers, so that the cache does not help.
-const REPEATS: usize = 12;
+/// Products of one measurement at most. They go over the weights of different layers, so that the cache does not help.
+const MOST_REPEATS: usize = 12;
+/// A measurement has fewer when they would take longer than this.
+const PASS_MS: f32 = 1.0;
+const PASSES: usize = 3;
 /// One that takes this much longer than the best so far after its first run is not measured again.
 const HOPELESS: f32 = 1.5;
+/// Shapes between writes to the cache.
+const SAVE_EVERY: usize = 8;
 
 /// Choices of one card and library version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,105 +70,202 @@ pub struct Trial {
     pub operands: Vec<GemmOperands>,
 }
 
-/// Where choices are kept, and how long measuring may take.
-#[derive(Debug, Clone, Copy)]
-pub struct TuningLimits<'a> {
-    pub cache: Option<&'a DiskCache>,
-    /// Changes when our own kernels do: what was measured with others is measured again.
-    pub kernels_version: u64,
-    pub budget: Duration,
-}
-
-/// What tuning did.
+/// What tuning has done so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TuningReport {
     pub remembered: usize,
     pub measured: usize,
     /// Of the measured, how many a kernel of ours won.
     pub own: usize,
-    /// Left to the heuristic because the time was up. The next start goes on from here.
+    /// Still computed by the heuristic's choice.
     pub left: usize,
 }
 
-/// Gives every trial's shape a kernel: one remembered from an earlier start, else the fastest of several as measured
-/// now, until the budget is spent.
+/// Measures products one candidate at a time, so that whoever calls can stop after a few milliseconds and go on later.
 ///
-/// # Safety
-/// The operands must be device memory of their shapes' sizes that nobody else uses now. `out` is overwritten.
-pub unsafe fn tune(
-    device: &Arc<Device>,
-    linears: &mut Linears,
-    trials: &[Trial],
-    limits: &TuningLimits<'_>,
-) -> Result<TuningReport, CudaError> {
-    let card = device.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-    let name = format!("gemm-{card}-{}-{:016x}", linears.blas_version(), limits.kernels_version);
-    let mut choices = Choices::load(limits.cache, &name);
-    let mut report = TuningReport::default();
-    let begin = Instant::now();
-    for trial in trials {
-        let remembered = choices.0.get(&trial.shape).is_some_and(|c| linears.keep(trial.shape, *c).is_ok());
-        if remembered {
-            report.remembered += 1;
-        } else if begin.elapsed() < limits.budget {
+/// Until a shape is through, it is computed by the heuristic's first choice. Another choice sums in another order: results
+/// differ by bf16 rounding, as they do between batch sizes. Measuring goes on only while no request runs, so nothing
+/// changes under a request.
+#[derive(Debug)]
+pub struct Tuner {
+    cache: Option<DiskCache>,
+    /// Of the file in the cache: card, library version and our kernels.
+    name: String,
+    choices: Choices,
+    queue: VecDeque<Trial>,
+    contest: Option<Contest>,
+    report: TuningReport,
+    unsaved: usize,
+}
+
+/// One shape under way.
+#[derive(Debug)]
+struct Contest {
+    trial: Trial,
+    candidates: VecDeque<Choice>,
+    /// Products of one measurement, once the first has shown how long one takes.
+    repeats: Option<usize>,
+    /// Milliseconds of one product.
+    best: Option<(f32, Route)>,
+}
+
+impl Tuner {
+    /// Takes over the choices that an earlier start has measured; the other trials are left to [`Self::step`].
+    /// `kernels_version` changes when our own kernels do: what was measured with others is measured again.
+    pub fn new(
+        device: &Device,
+        linears: &mut Linears,
+        trials: Vec<Trial>,
+        cache: Option<DiskCache>,
+        kernels_version: u64,
+    ) -> Self {
+        let card = device.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let name = format!("gemm-{card}-{}-{kernels_version:016x}", linears.blas_version());
+        let choices = Choices::load(cache.as_ref(), &name);
+        let (mut queue, mut report) = (VecDeque::new(), TuningReport::default());
+        for trial in trials {
+            let known = choices.0.get(&trial.shape).and_then(|&choice| linears.route(&trial.shape, choice).ok());
+            match known {
+                Some(route) => {
+                    linears.keep(trial.shape, route);
+                    report.remembered += 1;
+                }
+                None => queue.push_back(trial),
+            }
+        }
+        report.left = queue.len();
+        Self { cache, name, choices, queue, contest: None, report, unsaved: 0 }
+    }
+
+    pub const fn report(&self) -> TuningReport {
+        self.report
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.report.left == 0
+    }
+
+    /// Whether products of this many rows are still to be measured.
+    pub fn is_pending(&self, rows: usize) -> bool {
+        let under_way = self.contest.as_ref().map(|contest| &contest.trial);
+        under_way.into_iter().chain(&self.queue).any(|trial| trial.shape.m == rows)
+    }
+
+    /// Measures one candidate: some milliseconds. Returns the rows of a shape that is computed in another way from now on:
+    /// graphs that hold it are to be captured again.
+    ///
+    /// # Safety
+    /// The operands of the trials must be device memory of their shapes' sizes that nobody else uses now. `out` is
+    /// overwritten.
+    pub unsafe fn step(&mut self, device: &Arc<Device>, linears: &mut Linears) -> Result<Option<usize>, CudaError> {
+        let Some(mut contest) = self.contest.take().or_else(|| self.queue.pop_front().map(Contest::of)) else {
+            return Ok(None);
+        };
+        let shape = contest.trial.shape;
+        if contest.candidates.is_empty() {
+            contest.candidates = linears.candidates(&shape, CANDIDATES)?.into();
+        }
+        if let Some(candidate) = contest.candidates.pop_front()
+            && let Ok(route) = linears.route(&shape, candidate)
+        {
             // SAFETY: passed on from the caller.
-            let fastest = unsafe { fastest(device, linears, trial)? };
-            linears.keep(trial.shape, fastest)?;
-            choices.0.insert(trial.shape, fastest);
-            report.measured += 1;
-            report.own += usize::from(matches!(fastest, Choice::Own(_)));
-        } else {
-            report.left += 1;
+            unsafe { contest.measure(device, linears, route)? };
+        }
+        if !contest.candidates.is_empty() {
+            self.contest = Some(contest);
+            return Ok(None);
+        }
+        self.report.left -= 1;
+        let Some((_, route)) = contest.best else { return Ok(None) };
+        self.report.measured += 1;
+        self.report.own += usize::from(matches!(route, Route::Own(_)));
+        self.choices.0.insert(shape, route.choice());
+        self.unsaved += 1;
+        if self.unsaved >= SAVE_EVERY || self.is_done() {
+            self.save();
+        }
+        Ok(linears.keep(shape, route).then_some(shape.m))
+    }
+
+    /// Another process may have measured other shapes meanwhile: theirs are kept.
+    fn save(&mut self) {
+        self.unsaved = 0;
+        let mut merged = Choices::load(self.cache.as_ref(), &self.name);
+        merged.0.extend(&self.choices.0);
+        if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.put(&self.name, &merged.to_bytes())) {
+            tracing::warn!("measured matrix products could not be kept: {error}");
         }
     }
-    if report.measured > 0
-        && let Some(Err(error)) = limits.cache.map(|c| c.put(&name, &choices.to_bytes()))
-    {
-        tracing::warn!("measured matrix products could not be kept: {error}");
-    }
-    Ok(report)
 }
 
-unsafe fn fastest(device: &Arc<Device>, linears: &mut Linears, trial: &Trial) -> Result<Choice, CudaError> {
-    let candidates = linears.candidates(&trial.shape, CANDIDATES)?;
-    let mut best: Option<(f32, Choice)> = None;
-    for &candidate in &candidates {
-        if linears.keep(trial.shape, candidate).is_err() {
-            continue;
-        }
-        // SAFETY: passed on from the caller.
-        let time = unsafe { time_ms(device, linears, trial, best.map_or(f32::INFINITY, |b| b.0))? };
-        if best.is_none_or(|b| time < b.0) {
-            best = Some((time, candidate));
+impl Drop for Tuner {
+    fn drop(&mut self) {
+        if self.unsaved > 0 {
+            self.save();
         }
     }
-    let what = || format!("{:?}: no candidate runs", trial.shape);
-    best.map(|b| b.1).ok_or_else(|| CudaError::Unsupported { op: "Linear", what: what() })
 }
 
-/// Milliseconds of a pass over the operands. In a graph, since small products are faster than launching them.
-unsafe fn time_ms(device: &Arc<Device>, linears: &mut Linears, trial: &Trial, to_beat: f32) -> Result<f32, CudaError> {
-    // SAFETY: passed on from the caller. The first run loads the kernel, which a capture may not.
-    unsafe { linears.run(&trial.shape, &trial.operands[0])? };
-    device.synchronize()?;
-    let graph = Graph::capture(device, || {
-        // SAFETY: as above.
-        trial.operands.iter().cycle().take(REPEATS).try_for_each(|o| unsafe { linears.run(&trial.shape, o) })
-    })?;
-    let (begin, end) = (Event::new(device, true)?, Event::new(device, true)?);
-    let mut best = f32::INFINITY;
-    for _ in 0..3 {
-        begin.record(device.stream())?;
-        // SAFETY: the operands outlive the measurement.
-        unsafe { graph.launch()? };
-        end.record(device.stream())?;
-        end.wait()?;
-        best = best.min(begin.elapsed_ms(&end)?);
-        if best > to_beat * HOPELESS {
-            break;
-        }
+impl Contest {
+    fn of(trial: Trial) -> Self {
+        Self { trial, candidates: VecDeque::new(), repeats: None, best: None }
     }
-    Ok(best)
+
+    unsafe fn measure(&mut self, device: &Arc<Device>, linears: &Linears, mut route: Route) -> Result<(), CudaError> {
+        let (shape, operands) = (&self.trial.shape, &self.trial.operands);
+        let mut run = |count: usize| {
+            let some = operands.iter().cycle().take(count);
+            // SAFETY: passed on from the caller.
+            some.into_iter().try_for_each(|o| unsafe { linears.run_by(&mut route, shape, o) })
+        };
+        // The first run loads the kernel, which a capture may not.
+        run(1)?;
+        device.synchronize()?;
+        let stopwatch = Stopwatch::new(device)?;
+        let single = stopwatch.time_ms(|| run(1))?;
+        let repeats = *self.repeats.get_or_insert_with(|| ((PASS_MS / single) as usize).clamp(1, MOST_REPEATS));
+        let to_beat = self.best.as_ref().map_or(f32::INFINITY, |best| best.0);
+        let mut time = single;
+        if repeats > 1 {
+            // In a graph, since small products are faster than launching them.
+            let graph = Graph::capture(device, || run(repeats))?;
+            time = f32::INFINITY;
+            for _ in 0..PASSES {
+                // SAFETY: the operands outlive the measurement.
+                time = time.min(stopwatch.time_ms(|| unsafe { graph.launch() })? / repeats as f32);
+                if time > to_beat * HOPELESS {
+                    break;
+                }
+            }
+        } else if single < to_beat * HOPELESS {
+            time = single.min(stopwatch.time_ms(|| run(1))?);
+        }
+        if time < to_beat {
+            self.best = Some((time, route));
+        }
+        Ok(())
+    }
+}
+
+/// Two events around work in the device's stream.
+struct Stopwatch<'a> {
+    device: &'a Device,
+    begin: Event,
+    end: Event,
+}
+
+impl<'a> Stopwatch<'a> {
+    fn new(device: &'a Arc<Device>) -> Result<Self, CudaError> {
+        Ok(Self { device, begin: Event::new(device, true)?, end: Event::new(device, true)? })
+    }
+
+    fn time_ms(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<f32, CudaError> {
+        self.begin.record(self.device.stream())?;
+        work()?;
+        self.end.record(self.device.stream())?;
+        self.end.wait()?;
+        self.begin.elapsed_ms(&self.end)
+    }
 }
 
 #[cfg(test)]

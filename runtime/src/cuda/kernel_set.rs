@@ -3,7 +3,7 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Products, Variants};
+use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, Variants};
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +36,7 @@ pub struct AttentionKernels {
     pub decode_early: Kernel,
     pub combine: Kernel,
     pub prefill: Kernel,
+    pub prefill_shape: Prefill,
 }
 
 /// Machine code of every kernel file a model needs, by file name and head dimension.
@@ -89,8 +90,8 @@ impl KernelSet {
         let mut by_head_dim = BTreeMap::new();
         for head_dim in modules.keys().filter_map(|(_, d)| *d) {
             let d = Some(head_dim);
-            let (prefill, geometry) = kernels::prefill(1, 1, head_dim, device.compute_capability);
-            let shared_bytes = geometry.shared_bytes;
+            let shape = Prefill::new(head_dim, device.compute_capability, device.multiprocessors);
+            let (prefill, shared_bytes) = (shape.entry(), shape.geometry(1, 1, head_dim).shared_bytes);
             if shared_bytes > device.shared_memory_per_block_bytes {
                 let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
                 return Err(CudaError::Unsupported { op: "Attention", what });
@@ -103,6 +104,7 @@ impl KernelSet {
                     decode_early: get("attn_decode", d, "attn_decode_early", 0)?,
                     combine: get("attn_decode", d, "attn_combine", 0)?,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
+                    prefill_shape: shape,
                 },
             );
         }

@@ -45,9 +45,10 @@ impl Library {
 /// A library that is needed and was not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} was not found on the loader path nor in {}; {}",
+    "{} was not found on the loader path nor in {}{}; {}",
     library.names()[0],
     if looked_in.is_empty() { "any known place".to_owned() } else { list(looked_in) },
+    broken.iter().map(|(path, why)| format!("; {} cannot be opened: {why}", path.display())).collect::<String>(),
     library.remedy()
 )]
 pub struct Missing {
@@ -57,29 +58,76 @@ pub struct Missing {
     pub broken: Vec<(PathBuf, String)>,
 }
 
+/// More places than this tell nobody anything.
+const MOST_LISTED: usize = 6;
+
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    let listed: Vec<String> = paths.iter().take(MOST_LISTED).map(|p| p.display().to_string()).collect();
+    let more = paths.len() - listed.len();
+    let more = if more > 0 { format!(" and {more} more places") } else { String::new() };
+    format!("{}{more}", listed.join(", "))
 }
 
 /// One line of `mserve doctor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LibraryReport {
     pub library: Library,
-    /// Where it was found: a full path, or the bare name when the loader finds it by itself.
+    /// The file that is open.
     pub found: Result<PathBuf, Missing>,
+}
+
+impl LibraryReport {
+    /// As the file's name has it: `13.0.88` of `libnvrtc.so.13.0.88`.
+    pub fn version(&self) -> Option<String> {
+        let name = self.found.as_ref().ok()?.file_name()?.to_str()?;
+        Some(name.split_once(".so.")?.1.to_owned())
+    }
 }
 
 /// Looks for all libraries and says where each is. Opens them; harmless on a machine without a GPU.
 pub fn report() -> Vec<LibraryReport> {
-    Library::ALL.map(|library| LibraryReport { library, found: open(library) }).into()
+    let found = |library| open(library).map(|name| loaded_file(library).unwrap_or(name));
+    Library::ALL.map(|library| LibraryReport { library, found: found(library) }).into()
 }
 
-/// Opens all that the backend needs.
+/// The CUDA version that the driver speaks, 13000 for 13.0. None without a driver.
+pub fn driver_speaks() -> Option<i32> {
+    open(Library::Driver).ok()?;
+    let mut version = 0;
+    // SAFETY: writes one integer; the driver was opened before, so cudarc finds it. May be asked before cuInit.
+    let result = unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) };
+    (result == cudarc::driver::sys::CUresult::CUDA_SUCCESS).then_some(version)
+}
+
+/// The file behind a library that is open: the loader may have found it by its bare name.
+fn loaded_file(library: Library) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    mapped_file(&maps, library)
+}
+
+fn mapped_file(maps: &str, library: Library) -> Option<PathBuf> {
+    let stem = library.names()[0].split_once(".so")?.0;
+    let files = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
+    let is_it = |file: &PathBuf| {
+        let name = file.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.strip_prefix(stem)).is_some_and(|rest| rest.starts_with(".so"))
+    };
+    files.into_iter().find(is_it)
+}
+
+/// Opens the driver.
 ///
 /// # Errors
-/// [`CudaError::NoDriver`] or [`CudaError::LibraryMissing`].
-pub fn open_all() -> Result<(), CudaError> {
-    open(Library::Driver).map_err(|missing| CudaError::NoDriver { why: missing.to_string() })?;
+/// [`CudaError::NoDriver`].
+pub fn open_driver() -> Result<(), CudaError> {
+    open(Library::Driver).map(drop).map_err(|missing| CudaError::NoDriver { why: missing.to_string() })
+}
+
+/// Opens what the backend needs beside the driver.
+///
+/// # Errors
+/// [`CudaError::LibraryMissing`].
+pub fn open_others() -> Result<(), CudaError> {
     for library in [Library::Nvrtc, Library::CublasLt] {
         open(library).map_err(Box::new)?;
     }
@@ -146,6 +194,25 @@ mod tests {
         let missing = Missing { library: Library::CublasLt, looked_in: vec!["/a".into(), "/b".into()], broken: vec![] };
         let text = missing.to_string();
         assert_eq!(text, "libcublasLt.so.13 was not found on the loader path nor in /a, /b; pip install nvidia-cublas");
+        let many = (0..9).map(|n| format!("/{n}").into()).collect();
+        let broken = vec![("/3/libnvrtc.so.13".into(), "file too short".to_owned())];
+        let text = Missing { library: Library::Nvrtc, looked_in: many, broken }.to_string();
+        assert!(
+            text.contains("/4, /5 and 3 more places; /3/libnvrtc.so.13 cannot be opened: file too short"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_file_behind_a_library_and_its_version() {
+        let maps = "7f00-7f01 r-xp 00000000 00:1b 7 /usr/lib/libnvrtc-builtins.so.13.0\n\
+                    7f01-7f02 r--p 00000000 00:1b 7 /usr/local/cuda-13.0/lib64/libnvrtc.so.13.0.88\n\
+                    7f02-7f03 rw-p 00000000 00:00 0 \n";
+        let file = mapped_file(maps, Library::Nvrtc);
+        assert_eq!(file, Some(PathBuf::from("/usr/local/cuda-13.0/lib64/libnvrtc.so.13.0.88")));
+        assert_eq!(mapped_file(maps, Library::CublasLt), None);
+        let report = LibraryReport { library: Library::Nvrtc, found: file.ok_or_else(|| unreachable!()) };
+        assert_eq!(report.version().as_deref(), Some("13.0.88"));
     }
 
     #[test]

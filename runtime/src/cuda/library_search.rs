@@ -43,7 +43,8 @@ impl Surroundings {
         found.extend(toolkits.iter().flat_map(|t| [t.join("lib64"), t.join("targets/x86_64-linux/lib")]));
         found.extend(["usr/lib/x86_64-linux-gnu", "usr/lib64", "usr/lib/wsl/lib"].map(|d| self.at(d)));
         let mut seen = std::collections::HashSet::new();
-        found.retain(|directory| directory.is_dir() && seen.insert(directory.clone()));
+        // A directory that is there under two names counts once.
+        found.retain(|directory| directory.canonicalize().is_ok_and(|real| real.is_dir() && seen.insert(real)));
         found
     }
 

@@ -2,7 +2,7 @@
 
 use super::CudaError;
 use super::device::Device;
-use super::gemm::{Algorithm, Blas, GemmOperands, GemmShape};
+use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape};
 use super::kernels::{self, Products};
 use super::module::{Arg, Kernel};
 use std::collections::HashMap;
@@ -16,18 +16,33 @@ pub enum Choice {
     Own(usize),
 }
 
+/// A choice made ready to run products of one shape.
+#[derive(Debug)]
+pub enum Route {
+    Blas(Algorithm, BlasPlan),
+    Own(usize),
+}
+
+impl Route {
+    pub const fn choice(&self) -> Choice {
+        match self {
+            Self::Blas(algorithm, _) => Choice::Blas(*algorithm),
+            Self::Own(index) => Choice::Own(*index),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Linears {
     blas: Blas,
     kernels: Vec<Kernel>,
-    /// Shapes that a kernel of ours computes.
-    own: HashMap<GemmShape, usize>,
+    routes: HashMap<GemmShape, Route>,
 }
 
 impl Linears {
     /// `kernels` in the order of [`Products::ALL`].
     pub fn new(device: &Arc<Device>, kernels: Vec<Kernel>) -> Result<Self, CudaError> {
-        Ok(Self { blas: Blas::new(device)?, kernels, own: HashMap::new() })
+        Ok(Self { blas: Blas::new(device)?, kernels, routes: HashMap::new() })
     }
 
     pub fn blas_version(&self) -> usize {
@@ -43,49 +58,79 @@ impl Linears {
         Ok(own.chain(self.blas.candidates(shape, want)?.into_iter().map(Choice::Blas)).collect())
     }
 
-    /// Uses `choice` for this shape from now on.
-    ///
     /// # Errors
     /// When cuBLASLt does not take the algorithm, or there is no such kernel.
-    pub fn keep(&mut self, shape: GemmShape, choice: Choice) -> Result<(), CudaError> {
+    pub fn route(&self, shape: &GemmShape, choice: Choice) -> Result<Route, CudaError> {
         match choice {
-            Choice::Blas(algorithm) => {
-                self.blas.keep(shape, algorithm)?;
-                self.own.remove(&shape);
-            }
-            Choice::Own(index) if index < self.kernels.len() => {
-                self.own.insert(shape, index);
-            }
-            Choice::Own(index) => {
-                return Err(CudaError::Unsupported { op: "Linear", what: format!("product kernel {index}") });
-            }
+            Choice::Blas(algorithm) => Ok(Route::Blas(algorithm, self.blas.plan(shape, algorithm)?)),
+            Choice::Own(index) if index < self.kernels.len() => Ok(Route::Own(index)),
+            Choice::Own(index) => Err(CudaError::Unsupported { op: "Linear", what: format!("product kernel {index}") }),
         }
-        Ok(())
     }
 
-    /// Puts one product into the device's stream.
+    /// Computes this shape so from now on. True: it was computed in another way until now.
+    pub fn keep(&mut self, shape: GemmShape, route: Route) -> bool {
+        let choice = route.choice();
+        self.routes.insert(shape, route).is_some_and(|before| before.choice() != choice)
+    }
+
+    /// Puts one product into the device's stream. A shape without a route gets the heuristic's first choice.
     ///
     /// # Safety
-    /// As [`Blas::run`].
+    /// The operands must be device memory of the sizes that `shape` says, bf16 (f32 for `out` where it says so), alive
+    /// until the stream has passed it.
     pub unsafe fn run(&mut self, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
-        let Some(&index) = self.own.get(shape) else {
-            // SAFETY: passed on from the caller.
-            return unsafe { self.blas.run(shape, operands) };
-        };
-        let geometry = kernels::product(&Products::ALL[index], shape.n as u32);
-        let args = [
-            Arg::Pointer(operands.weight),
-            Arg::Pointer(operands.x),
-            Arg::Pointer(operands.bias.unwrap_or(0)),
-            Arg::Pointer(operands.residual.unwrap_or(0)),
-            Arg::Pointer(operands.out),
-            Arg::Int(shape.m as i32),
-            Arg::Int(shape.n as i32),
-            Arg::Int(shape.k as i32),
-            Arg::Int(i32::from(shape.f32_out)),
-        ];
-        // SAFETY: the kernel reads `[n, k]` weights, `[m, k]` x and the optional `[n]` bias and `[m, n]` residual, and
-        // writes `[m, n]`, which the caller vouches for; it takes this shape (`candidates`).
-        unsafe { self.kernels[index].launch(&geometry, &args) }
+        if !self.routes.contains_key(shape) {
+            let first = self.blas.candidates(shape, 1)?.remove(0);
+            let route = self.route(shape, Choice::Blas(first))?;
+            self.routes.insert(*shape, route);
+        }
+        let Self { blas, kernels, routes } = self;
+        let Some(route) = routes.get_mut(shape) else { return Ok(()) };
+        // SAFETY: passed on from the caller.
+        unsafe { launch(blas, kernels, route, shape, operands) }
     }
+
+    /// The same by `route`, which need not be the one that is kept.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; `route` must have been made for `shape`.
+    pub unsafe fn run_by(
+        &self,
+        route: &mut Route,
+        shape: &GemmShape,
+        operands: &GemmOperands,
+    ) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller.
+        unsafe { launch(&self.blas, &self.kernels, route, shape, operands) }
+    }
+}
+
+unsafe fn launch(
+    blas: &Blas,
+    kernels: &[Kernel],
+    route: &mut Route,
+    shape: &GemmShape,
+    operands: &GemmOperands,
+) -> Result<(), CudaError> {
+    let index = match route {
+        // SAFETY: passed on from the caller.
+        Route::Blas(_, plan) => return unsafe { blas.run(plan, shape, operands) },
+        Route::Own(index) => *index,
+    };
+    let geometry = kernels::product(&Products::ALL[index], shape.n as u32);
+    let args = [
+        Arg::Pointer(operands.weight),
+        Arg::Pointer(operands.x),
+        Arg::Pointer(operands.bias.unwrap_or(0)),
+        Arg::Pointer(operands.residual.unwrap_or(0)),
+        Arg::Pointer(operands.out),
+        Arg::Int(shape.m as i32),
+        Arg::Int(shape.n as i32),
+        Arg::Int(shape.k as i32),
+        Arg::Int(i32::from(shape.f32_out)),
+    ];
+    // SAFETY: the kernel reads `[n, k]` weights, `[m, k]` x and the optional `[n]` bias and `[m, n]` residual, and
+    // writes `[m, n]`, which the caller vouches for; it takes this shape (`candidates`).
+    unsafe { kernels[index].launch(&geometry, &args) }
 }

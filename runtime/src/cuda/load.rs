@@ -3,18 +3,17 @@
 use super::arena::{ALIGNMENT_BYTES, ArenaPlan, StepRows};
 use super::buckets::decode_buckets;
 use super::budget::{Demand, KvBudget, kv_budget};
-use super::cubin_cache::DiskCache;
+use super::clock::Clock;
 use super::device::Device;
 use super::error::MemoryTerm;
-use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces, operands};
-use super::gemm::{GemmOperands, GemmShape, WORKSPACE_BYTES};
-use super::gemm_tuning::{Trial, TuningLimits, TuningReport, tune};
-use super::kernel_set::{Cubins, KernelSet};
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS, SCAN_BLOCKS, sources};
-use super::linear::Linears;
+use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces};
+use super::gemm::WORKSPACE_BYTES;
+use super::gemm_tuning::Tuner;
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, SCAN_BLOCKS};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
-use super::plan::{Bases, DeviceOp, HeadSizes, Plan, plan};
+use super::plan::{Bases, HeadSizes, Plan, plan};
+use super::prepare::{Prepared, prepare};
 use super::step_slots::{device_output_bytes, output_surfaces};
 use super::weights::WeightLayout;
 use super::{CudaError, CudaOptions, WeightOrigin, random_weights, upload};
@@ -22,15 +21,8 @@ use crate::backend::rope::Rope;
 use crate::engine::MAX_NAMED_TOKENS;
 use mserve_planner::model::{ModelSpec, Program, Quantization, families};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
-
-/// Products are measured at these rows too, as far as steps may be that large.
-const LARGE_ROWS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
-/// Operands of one product that a measurement goes over.
-const TRIAL_LAYERS: usize = 12;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Everything on the card that a model needs, and the executor over it.
 #[derive(Debug)]
@@ -41,17 +33,18 @@ pub struct LoadedModel {
     pub sizes: Sizes,
     pub budget: KvBudget,
     pub weight_bytes: u64,
+    /// Phases of the load one after the other, in milliseconds.
     pub timings: Vec<(&'static str, f64)>,
-    pub tuning: TuningReport,
+    /// Of these beside the weights.
+    pub beside: Vec<(&'static str, f64)>,
+    pub tuner: Tuner,
 }
 
 #[derive(Debug)]
 pub struct ModelMemory {
-    /// Held for the addresses in the plan.
-    _weights: DeviceMemory,
+    weights: DeviceMemory,
     pub arena: DeviceMemory,
-    /// As well.
-    _kv_cache: DeviceMemory,
+    kv_cache: DeviceMemory,
     /// Metadata, block tables, outputs, bias lists, token state, scratch and rope tables.
     pub surfaces: DeviceMemory,
 }
@@ -68,9 +61,10 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    fn new(spec: &ModelSpec, options: &CudaOptions) -> Result<Self, CudaError> {
+    /// `lowered`: a length that fits where the model's own does not.
+    fn new(spec: &ModelSpec, options: &CudaOptions, lowered: Option<usize>) -> Result<Self, CudaError> {
         let limit = spec.max_position_embeddings as usize;
-        let max_model_len = options.max_model_len.unwrap_or(limit);
+        let max_model_len = options.max_model_len.or(lowered).unwrap_or(limit);
         let bad = |option, value: String, must: String| Err(CudaError::Option { option, value, must });
         if max_model_len == 0 || max_model_len > limit {
             return bad("max_model_len", max_model_len.to_string(), format!("1 to {limit}, the model's positions"));
@@ -99,6 +93,13 @@ impl Sizes {
     /// Biases of the step with the most: no request names more tokens.
     pub const fn bias_entries(&self) -> usize {
         self.max_num_seqs * MAX_NAMED_TOKENS
+    }
+
+    /// Powers of two first, the smallest of all in front.
+    pub fn commonest_buckets(&self) -> Vec<usize> {
+        let mut buckets = self.decode_buckets.clone();
+        buckets.sort_by_key(|b| (!b.is_power_of_two(), *b));
+        buckets
     }
 
     /// The step with the most metadata.
@@ -192,19 +193,6 @@ impl SurfaceOffsets {
     }
 }
 
-/// Times the phases of a load.
-struct Clock {
-    last: Instant,
-    timings: Vec<(&'static str, f64)>,
-}
-
-impl Clock {
-    fn lap(&mut self, name: &'static str) {
-        self.timings.push((name, self.last.elapsed().as_secs_f64() * 1e3));
-        self.last = Instant::now();
-    }
-}
-
 /// Whether this backend has a kernel for everything that the model does. Touches no card.
 ///
 /// # Errors
@@ -224,92 +212,135 @@ pub fn check_model(spec: &ModelSpec) -> Result<(), CudaError> {
     }
 }
 
+/// How a model is laid out on a card, decided before anything but the context takes memory of it.
+struct Layout {
+    sizes: Sizes,
+    weights: WeightLayout,
+    arena: ArenaPlan,
+    offsets: SurfaceOffsets,
+    budget: KvBudget,
+}
+
+impl Layout {
+    fn new(
+        device: &Device,
+        program: &Program,
+        spec: &ModelSpec,
+        options: &CudaOptions,
+        lowered: Option<usize>,
+    ) -> Result<Self, CudaError> {
+        let sizes = Sizes::new(spec, options, lowered)?;
+        let weights = WeightLayout::new(program)?;
+        let rows = StepRows { tokens: sizes.max_num_batched_tokens, sequences: sizes.max_num_seqs };
+        let arena = ArenaPlan::new(program, rows);
+        // At address 0: what cannot run is said before anything is allocated.
+        let draft = plan(program, &weights, &arena, Bases { weights: 0, arena: 0 })?;
+        let offsets = SurfaceOffsets::new(&sizes, &draft.layers, &rotary_dims(program, &draft));
+        let fixed =
+            [("weights", weights.bytes), ("activations", arena.bytes), ("step metadata and tables", offsets.bytes)];
+        let budget = budget(device, options, &sizes, &draft, fixed)?;
+        Ok(Self { sizes, weights, arena, offsets, budget })
+    }
+
+    /// As asked, or with as long a context as fits where nobody asked for one and the model's own does not.
+    fn fitting(device: &Device, program: &Program, spec: &ModelSpec, options: &CudaOptions) -> Result<Self, CudaError> {
+        let refused = match Self::new(device, program, spec, options, None) {
+            Err(refused) if options.max_model_len.is_none() => refused,
+            other => return other,
+        };
+        let fits = match &refused {
+            CudaError::CardTooSmall { fits_tokens: Some(fits), .. } => *fits,
+            CudaError::CacheTooSmall { fits_tokens: fits @ 1.., .. } => *fits,
+            _ => return Err(refused),
+        };
+        let layout = Self::new(device, program, spec, options, Some(fits as usize))?;
+        let (from, to) = (spec.max_position_embeddings, layout.sizes.max_model_len);
+        tracing::warn!(from, to, "max_model_len is lowered to what fits the card; give one to have it kept or refused");
+        Ok(layout)
+    }
+}
+
 /// Loads a model onto a card.
 ///
 /// # Errors
 /// See [`CudaError`]; nothing stays allocated.
 pub fn load(
+    device: &Arc<Device>,
     spec: &ModelSpec,
     origin: &WeightOrigin<'_>,
     options: &CudaOptions,
     progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<LoadedModel, CudaError> {
     check_model(spec)?;
-    let sizes = Sizes::new(spec, options)?;
+    device.bind()?;
     let program = families::program(spec);
-    let layout = WeightLayout::new(&program)?;
-    let rows = StepRows { tokens: sizes.max_num_batched_tokens, sequences: sizes.max_num_seqs };
-    let arena_plan = ArenaPlan::new(&program, rows);
-    // Planned at address 0 first: what cannot run is said before a card is touched.
-    let draft = plan(&program, &layout, &arena_plan, Bases { weights: 0, arena: 0 })?;
-    let mut clock = Clock { last: Instant::now(), timings: Vec::new() };
-
-    let device = Arc::new(Device::open(options.ordinal)?);
-    let before = device.memory()?;
-    clock.lap("device");
-    let rotary: Vec<u32> = rotary_dims(&program, &draft);
-    let offsets = SurfaceOffsets::new(&sizes, &draft.layers, &rotary);
-    let budget = budget(
-        &device,
-        before.free_bytes,
-        options,
-        &sizes,
-        &draft,
-        [("weights", layout.bytes), ("activations", arena_plan.bytes), ("step metadata and tables", offsets.bytes)],
-    )?;
-    let cubin_cache = options.cache_dir.as_ref().map(|d| DiskCache::at(d.join("cubin")));
-    let weights = DeviceMemory::new(&device, layout.bytes, "weights")?;
-    let cubins = std::thread::scope(|scope| {
-        let cubins = scope.spawn(|| Cubins::build(&device, &draft.layers, cubin_cache.as_ref()));
-        match origin {
-            WeightOrigin::Source(source) => upload::upload(&device, &program, *source, &layout, &weights, progress)?,
-            WeightOrigin::Random { seed } => random_weights::fill(&device, &program, &layout, &weights, *seed)?,
-        }
-        cubins.join().unwrap_or_else(|_| Err(CudaError::Thread(std::io::Error::other("the compiling thread panicked"))))
-    })?;
-    clock.lap("weights and kernels");
-
-    let arena = DeviceMemory::new(&device, arena_plan.bytes, "activations")?;
-    let kv_cache = DeviceMemory::new(&device, budget.kv_cache_bytes, "the KV cache")?;
-    kv_cache.fill(0)?;
-    let surfaces_memory = DeviceMemory::new(&device, offsets.bytes, "step metadata and tables")?;
-    surfaces_memory.fill(0)?;
-    let bases = Bases { weights: weights.pointer(), arena: arena.pointer() };
-    let mut plan = plan(&program, &layout, &arena_plan, bases)?;
+    let mut clock = Clock::start();
+    let layout = Layout::fitting(device, &program, spec, options)?;
+    let memory = ModelMemory::new(device, &layout)?;
+    let bases = Bases { weights: memory.weights.pointer(), arena: memory.arena.pointer() };
+    let mut plan = plan(&program, &layout.weights, &layout.arena, bases)?;
     plan.fuse(&program, device.compute_capability >= (9, 0));
-    write_rope_tables(&program, &plan, &sizes, &offsets, &surfaces_memory)?;
-    let layers = cache_layers(&plan.layers, kv_cache.pointer(), budget.num_blocks);
-    let surfaces = offsets.surfaces(surfaces_memory.pointer(), &sizes, layers);
-    let kernels = KernelSet::load(&device, &cubins)?;
-    clock.lap("memory, tables, modules");
-    let linears = Linears::new(&device, kernels.products.clone())?;
-    clock.lap("cuBLASLt");
-    let mut executor = Executor { device: device.clone(), plan, kernels, linears, surfaces };
-    let gemm_cache = options.cache_dir.as_ref().map(|d| DiskCache::at(d.join("gemm")));
-    let limits = TuningLimits {
-        cache: gemm_cache.as_ref(),
-        kernels_version: kernels_version(device.compute_capability),
-        budget: options.tuning_budget,
-    };
-    let trials = trials(&executor.plan, &sizes);
-    // SAFETY: the operands are weights and arena of this model, allocated above for rows up to those tried; no step
-    // runs yet, so nobody minds what is written over activations.
-    let tuning = unsafe { tune(&device, &mut executor.linears, &trials, &limits)? };
-    clock.lap("matrix products");
+    if let WeightOrigin::Random { seed } = origin {
+        random_weights::fill(device, &program, &layout.weights, &memory.weights, *seed)?;
+    }
+    clock.lap("memory");
+    let uploaded = AtomicBool::new(false);
+    let (prepared, ropes) = std::thread::scope(|scope| {
+        // SAFETY: weights and arena were allocated above for steps of these sizes; none runs yet, so nobody minds what
+        // measurements write over activations. The uploads have streams of their own.
+        let prepared = scope.spawn(|| unsafe { prepare(device, &plan, &layout.sizes, options, &uploaded) });
+        let ropes = scope.spawn(|| rope_tables(&program, &plan, &layout.sizes));
+        let sent = match origin {
+            WeightOrigin::Source(source) => {
+                upload::upload(device, &program, *source, &layout.weights, &memory.weights, progress)
+            }
+            WeightOrigin::Random { .. } => Ok(()),
+        };
+        clock.lap("weights");
+        uploaded.store(true, Ordering::Relaxed);
+        let panicked = |_| CudaError::Thread(std::io::Error::other("preparing the kernels panicked"));
+        let (prepared, ropes) = (prepared.join().map_err(panicked), ropes.join().map_err(panicked));
+        sent.and(Ok((prepared??, ropes?)))
+    })?;
+    let Prepared { kernels, linears, tuner, clock: beside } = prepared;
+    for (table, &(cos_at, sin_at, _)) in ropes.iter().zip(&layout.offsets.ropes) {
+        memory.surfaces.write(cos_at, &table.cos)?;
+        memory.surfaces.write(sin_at, &table.sin)?;
+    }
+    clock.lap("kernels and tables");
+    let Layout { sizes, offsets, budget, .. } = layout;
+    let layers = cache_layers(&plan.layers, memory.kv_cache.pointer(), budget.num_blocks);
+    let surfaces = offsets.surfaces(memory.surfaces.pointer(), &sizes, layers);
+    let executor = Executor { device: device.clone(), plan, kernels, linears, surfaces };
     Ok(LoadedModel {
         executor,
-        memory: ModelMemory { _weights: weights, arena, _kv_cache: kv_cache, surfaces: surfaces_memory },
+        memory,
         sizes,
         budget,
         weight_bytes: program.parameters() * 2,
-        timings: clock.timings,
-        tuning,
+        timings: device.opening.iter().copied().chain(clock.laps).collect(),
+        beside: beside.laps,
+        tuner,
     })
+}
+
+impl ModelMemory {
+    /// Cache and surfaces zeroed, in stream order.
+    fn new(device: &Arc<Device>, layout: &Layout) -> Result<Self, CudaError> {
+        let made = Self {
+            weights: DeviceMemory::new(device, layout.weights.bytes, "weights")?,
+            arena: DeviceMemory::new(device, layout.arena.bytes, "activations")?,
+            kv_cache: DeviceMemory::new(device, layout.budget.kv_cache_bytes, "the KV cache")?,
+            surfaces: DeviceMemory::new(device, layout.offsets.bytes, "step metadata and tables")?,
+        };
+        made.kv_cache.fill(0)?;
+        made.surfaces.fill(0)?;
+        Ok(made)
+    }
 }
 
 fn budget(
     device: &Device,
-    free_bytes: u64,
     options: &CudaOptions,
     sizes: &Sizes,
     plan: &Plan,
@@ -318,15 +349,30 @@ fn budget(
     let mut terms: Vec<MemoryTerm> = fixed.map(|(name, bytes)| MemoryTerm { name, bytes }).into();
     terms.push(MemoryTerm { name: "workspace", bytes: WORKSPACE_BYTES });
     let block_bytes: u64 = plan.layers.iter().map(block_bytes).map(|b| 2 * b).sum();
+    let least_blocks = sizes.max_blocks as u64;
+    let most_blocks = options.kv_cache_bytes.map(|b| b.checked_div(block_bytes).unwrap_or(0));
+    if let (Some(kv_cache_bytes), Some(blocks)) = (options.kv_cache_bytes, most_blocks)
+        && blocks < least_blocks
+        && block_bytes > 0
+    {
+        return Err(CudaError::CacheTooSmall {
+            max_model_len: sizes.max_model_len,
+            needed_bytes: least_blocks * block_bytes,
+            kv_cache_bytes,
+            fits_tokens: blocks * u64::from(BLOCK_SIZE),
+        });
+    }
     kv_budget(&Demand {
         device: device.name.clone(),
+        uuid: device.uuid.clone(),
         total_bytes: device.total_bytes,
-        free_bytes,
+        free_bytes: device.memory()?.free_bytes,
         gpu_memory_utilization: options.gpu_memory_utilization,
         fixed: terms,
         block_bytes,
-        least_blocks: sizes.max_blocks as u64,
-        most_blocks: options.kv_cache_bytes.map(|b| b.checked_div(block_bytes).unwrap_or(0)),
+        block_size: u64::from(BLOCK_SIZE),
+        least_blocks,
+        most_blocks,
     })
 }
 
@@ -350,19 +396,21 @@ fn rotary_dims(program: &Program, plan: &Plan) -> Vec<u32> {
     plan.ropes.iter().map(rotary).collect()
 }
 
-fn write_rope_tables(
-    program: &Program,
-    plan: &Plan,
-    sizes: &Sizes,
-    offsets: &SurfaceOffsets,
-    memory: &DeviceMemory,
-) -> Result<(), CudaError> {
-    for (&attention, &(cos_at, sin_at, _)) in plan.ropes.iter().zip(&offsets.ropes) {
-        let Some(spec) = &program.attention(attention).rope else { continue };
+/// One rope's angles as the device keeps them: `[max_model_len, rotary / 2]` f32.
+struct RopeBytes {
+    cos: Vec<u8>,
+    sin: Vec<u8>,
+}
+
+fn rope_tables(program: &Program, plan: &Plan, sizes: &Sizes) -> Vec<RopeBytes> {
+    let table = |&attention| {
+        let Some(spec) = &program.attention(attention).rope else {
+            return RopeBytes { cos: Vec::new(), sin: Vec::new() };
+        };
         let rope = Rope::new(spec, sizes.max_model_len);
         let pairs = rope.row_len() / 2;
-        let (mut cos, mut sin) =
-            (vec![0_u8; sizes.max_model_len * pairs * 4], vec![0_u8; sizes.max_model_len * pairs * 4]);
+        let zeros = || vec![0_u8; sizes.max_model_len * pairs * 4];
+        let (mut cos, mut sin) = (zeros(), zeros());
         let rows = cos.par_chunks_mut(pairs * 4).zip(sin.par_chunks_mut(pairs * 4)).enumerate();
         rows.for_each_init(
             || vec![0.0_f32; 2 * pairs],
@@ -373,37 +421,7 @@ fn write_rope_tables(
                 }
             },
         );
-        memory.write(cos_at, &cos)?;
-        memory.write(sin_at, &sin)?;
-    }
-    Ok(())
-}
-
-/// Every product at every number of rows that decode steps have, and at some of prefill's; the commonest first.
-fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
-    let mut buckets = sizes.decode_buckets.clone();
-    buckets.sort_by_key(|b| (!b.is_power_of_two(), *b));
-    let large = LARGE_ROWS.iter().filter(|&&r| r > sizes.max_num_seqs && r <= sizes.max_num_batched_tokens);
-    let mut trials = Vec::new();
-    for (rows, is_decode) in buckets.iter().map(|&b| (b, true)).chain(large.map(|&r| (r, false))) {
-        let mut products: BTreeMap<GemmShape, Vec<GemmOperands>> = BTreeMap::new();
-        for op in &plan.ops {
-            // Heads have rows only for sequences: never as many as prefill has tokens.
-            if let DeviceOp::Linear(linear) = op
-                && (is_decode || !linear.f32_out)
-            {
-                products.entry(linear.shape(rows)).or_default().push(operands(linear));
-            }
-        }
-        for (shape, mut operands) in products {
-            operands.truncate(TRIAL_LAYERS);
-            trials.push(Trial { shape, operands });
-        }
-    }
-    trials
-}
-
-/// A number that changes when the kernels that products are measured against do.
-fn kernels_version(compute_capability: (i32, i32)) -> u64 {
-    sources(&[], compute_capability).iter().filter(|s| s.name == "gemv").map(|s| xxh3_64(s.text.as_bytes())).sum()
+        RopeBytes { cos, sin }
+    };
+    plan.ropes.iter().map(table).collect()
 }

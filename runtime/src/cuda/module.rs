@@ -1,8 +1,10 @@
 //! Compiled kernels on the card, and how one is launched.
 
 use super::CudaError;
+use super::cubin::parameter_sizes;
 use super::device::Device;
 use cudarc::driver::sys::{self, CUfunction_attribute, CUlaunchAttributeID, CUresult};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::sync::Arc;
 
@@ -11,6 +13,8 @@ use std::sync::Arc;
 pub struct Module {
     device: Arc<Device>,
     module: sys::CUmodule,
+    /// Sizes of each entry's parameters, read from the machine code.
+    parameters: BTreeMap<String, Vec<usize>>,
 }
 
 // SAFETY: an opaque handle that the driver lets any thread use while the context is current.
@@ -25,7 +29,7 @@ impl Module {
         // SAFETY: the image is a cubin that NVRTC made, whole by its checksum; the driver copies what it needs.
         let result = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
         device.check("cuModuleLoadData", result)?;
-        Ok(Arc::new(Self { device: device.clone(), module }))
+        Ok(Arc::new(Self { device: device.clone(), module, parameters: parameter_sizes(cubin) }))
     }
 
     /// The kernel called `name`, ready for blocks with `shared_bytes` of dynamic shared memory.
@@ -38,19 +42,24 @@ impl Module {
             return Err(self.unknown(name));
         }
         self.device.check("cuModuleGetFunction", result)?;
+        if self.device.driver_version >= 12_040 {
+            // Otherwise the driver loads it at its first launch, which a capture may not wait for.
+            // SAFETY: the function is live.
+            let result = unsafe { sys::cuFuncLoad(function) };
+            self.device.check("cuFuncLoad", result)?;
+        }
         if shared_bytes > 0 {
             let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is live.
             let result = unsafe { sys::cuFuncSetAttribute(function, most, shared_bytes as i32) };
             self.device.check("cuFuncSetAttribute", result)?;
         }
-        let parameters = if self.device.driver_version >= 12_040 { parameter_sizes(function) } else { None };
+        let parameters = self.parameters.get(name).cloned();
         Ok(Kernel { module: self.clone(), function, name: name.to_owned(), parameters })
     }
 
     fn unknown(&self, name: &str) -> CudaError {
-        let (kernel, arch) = (name.to_owned(), self.device.arch());
-        CudaError::Compile { kernel, arch, log: "the compiled module has no such entry".to_owned() }
+        CudaError::Launch { kernel: name.to_owned(), what: "the compiled module has no such entry".to_owned() }
     }
 }
 
@@ -64,27 +73,13 @@ impl Drop for Module {
     }
 }
 
-/// Sizes of a kernel's parameters, as the driver reads them from the cubin.
-fn parameter_sizes(function: sys::CUfunction) -> Option<Vec<usize>> {
-    let mut sizes = Vec::new();
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: writes two integers; the function is live. Asked only of drivers that have the call (12.4).
-        match unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &raw mut offset, &raw mut size) } {
-            CUresult::CUDA_SUCCESS => sizes.push(size),
-            CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
-            _ => return None,
-        }
-    }
-}
-
 /// One entry point.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     module: Arc<Module>,
     function: sys::CUfunction,
     name: String,
-    /// Sizes of the parameters; `None` where the driver cannot tell.
+    /// Sizes of the parameters; `None` where the machine code does not say.
     parameters: Option<Vec<usize>>,
 }
 
@@ -204,7 +199,7 @@ impl Kernel {
         if known && args.len() <= MAX_ARGS {
             return Ok(());
         }
-        let log = format!("its parameters have sizes {:?}, the launch gives {given:?}", self.parameters);
-        Err(CudaError::Compile { kernel: self.name.clone(), arch: self.module.device.arch(), log })
+        let what = format!("its parameters have sizes {:?}, the launch gives {given:?}", self.parameters);
+        Err(CudaError::Launch { kernel: self.name.clone(), what })
     }
 }

@@ -1,6 +1,7 @@
 //! The narrow waist: all that the engine and a device know of each other.
 
 use super::SamplingParams;
+use crate::worker::FailureKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,10 +142,19 @@ pub trait Backend: Send {
         None
     }
 
+    /// Do a few milliseconds of work that can wait. Called while no step is under way and no request waits; true: there
+    /// is more of it.
+    ///
+    /// # Errors
+    /// A fatal one ends the engine; after any other it is not called again.
+    fn idle(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+
     #[doc(hidden)]
     fn runs_one_by_one(&self) -> BackendError {
         let what = "this backend runs one step at a time".to_owned();
-        BackendError { device: self.info().device.clone(), what, fatal: false }
+        BackendError { device: self.info().device.clone(), what, fatal: false, kind: FailureKind::Internal }
     }
 }
 
@@ -155,4 +165,6 @@ pub struct BackendError {
     pub what: String,
     /// The device is unusable from here on.
     pub fatal: bool,
+    /// What it means for the process when it is fatal.
+    pub kind: FailureKind,
 }

@@ -7,6 +7,7 @@ use super::scheduler::{ScheduledStep, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 use super::shared::{End, Shared, StepKind, StepRecord};
 use super::{Backend, BackendError, FinishReason, RequestError, RowOutput, SampledToken, TokenEvent, batch};
+use crate::worker::FailureKind;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -69,12 +70,15 @@ impl Core {
         self.drop_cancelled();
         let end = match outcome {
             Ok(Ok(())) => End::Asked { failed: self.requests.len() },
-            Ok(Err(error)) => End::Failed { why: error.to_string() },
-            Err(panic) => End::Failed { why: format!("the engine panicked: {}", panic_message(&*panic)) },
+            Ok(Err(error)) => End::Failed { kind: error.kind, why: error.to_string() },
+            Err(panic) => {
+                let why = format!("the engine panicked: {}", panic_message(&*panic));
+                End::Failed { kind: FailureKind::Internal, why }
+            }
         };
         let label = match &end {
             End::Asked { .. } => "abort",
-            End::Failed { why } => {
+            End::Failed { why, .. } => {
                 tracing::error!("the engine stops: {why}");
                 "error"
             }
@@ -88,7 +92,7 @@ impl Core {
     }
 
     fn run_until_end(&mut self) -> Result<(), BackendError> {
-        while self.receive() {
+        while self.receive()? {
             self.drop_cancelled();
             if self.has_work() {
                 self.run_step()?;
@@ -99,20 +103,28 @@ impl Core {
     }
 
     /// Take in what has come; wait for something when there is nothing to do. False: the end.
-    fn receive(&mut self) -> bool {
+    ///
+    /// # Errors
+    /// When the device is lost in what it does while nothing else is to do.
+    fn receive(&mut self) -> Result<bool, BackendError> {
         while let Ok(command) = self.commands.try_recv() {
             self.take(command);
         }
         if let Some(deadline) = self.shared.stop_at() {
-            return self.has_work() && Instant::now() < deadline;
+            return Ok(self.has_work() && Instant::now() < deadline);
         }
         if self.has_work() {
-            return true;
+            return Ok(true);
+        }
+        // One piece, then back here to see what has come.
+        if self.pipeline.idle()? {
+            self.host_clock.since = Instant::now();
+            return Ok(true);
         }
         // An error: no handle is left, and nothing to do for any.
         let received = self.commands.recv();
         self.host_clock.since = Instant::now();
-        received.map(|command| self.take(command)).is_ok()
+        Ok(received.map(|command| self.take(command)).is_ok())
     }
 
     fn has_work(&self) -> bool {

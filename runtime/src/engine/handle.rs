@@ -7,6 +7,7 @@ use super::{
     AdmissionError, Backend, BackendInfo, EngineConfig, EngineLoad, EngineStartError, FinishReason, GenerateRequest,
     MAX_NAMED_TOKENS, RequestError, TokenEvent, TokenStream, Usage,
 };
+use crate::worker::FailureKind;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicBool;
@@ -142,11 +143,11 @@ impl EngineHandle {
 
     /// Resolves with the reason when the engine has ended by itself: the device is lost or the engine broke.
     /// Pending for ever after a `shutdown`.
-    pub fn stopped(&self) -> impl Future<Output = String> + Send + use<> {
+    pub fn stopped(&self) -> impl Future<Output = (FailureKind, String)> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         async move {
             match shared.ended().await {
-                End::Failed { why } => why,
+                End::Failed { kind, why } => (kind, why),
                 End::Asked { .. } => std::future::pending().await,
             }
         }

@@ -3,6 +3,7 @@
 
 use super::scheduler::ScheduledStep;
 use super::{Backend, BackendError, RowOutput, StepBatch};
+use crate::worker::FailureKind;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,13 +31,16 @@ pub struct Pipeline {
     spare: Vec<Flight>,
     /// In all that [`Self::collect`] was waited for.
     waited: Duration,
+    /// The device has done all that can wait. Steps may give it more.
+    nothing_put_off: bool,
 }
 
 impl Pipeline {
     pub fn new(backend: Box<dyn Backend>) -> Self {
         let depth = backend.max_steps_in_flight().clamp(1, MAX_DEPTH);
         let counts_tokens = backend.counts_tokens();
-        Self { backend, depth, counts_tokens, flights: VecDeque::new(), spare: Vec::new(), waited: Duration::ZERO }
+        let (flights, spare) = (VecDeque::new(), Vec::new());
+        Self { backend, depth, counts_tokens, flights, spare, waited: Duration::ZERO, nothing_put_off: false }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -74,6 +78,7 @@ impl Pipeline {
     /// # Errors
     /// The step and why it was not taken.
     pub fn submit(&mut self, flight: Flight) -> Result<(), Box<(Flight, BackendError)>> {
+        self.nothing_put_off = false;
         if self.depth > 1
             && let Err(error) = guarded(&mut *self.backend, |backend| backend.submit(&flight.batch))
         {
@@ -99,13 +104,33 @@ impl Pipeline {
         Some((flight, result))
     }
 
+    /// Let the device do a little of what it has put off, when no step is under way. False: nothing is left.
+    ///
+    /// # Errors
+    /// Only one that ends the engine.
+    pub fn idle(&mut self) -> Result<bool, BackendError> {
+        if self.nothing_put_off || !self.flights.is_empty() {
+            return Ok(false);
+        }
+        let more = guarded(&mut *self.backend, |backend| backend.idle()).or_else(|error| {
+            if error.fatal {
+                return Err(error);
+            }
+            tracing::warn!("work of idle times is given up: {error}");
+            Ok(false)
+        })?;
+        self.nothing_put_off = !more;
+        Ok(more)
+    }
+
     fn check_count(&self, batch: &StepBatch, outputs: Vec<RowOutput>) -> Result<Vec<RowOutput>, BackendError> {
         let wanted = batch.sequences.iter().filter(|sequence| sequence.wants_output).count();
         if outputs.len() == wanted {
             return Ok(outputs);
         }
         let what = format!("it returned {} outputs for {wanted} sequences", outputs.len());
-        Err(BackendError { device: self.backend.info().device.clone(), what, fatal: false })
+        let device = self.backend.info().device.clone();
+        Err(BackendError { device, what, fatal: false, kind: FailureKind::Internal })
     }
 }
 
@@ -116,7 +141,8 @@ fn guarded<T>(
 ) -> Result<T, BackendError> {
     catch_unwind(AssertUnwindSafe(|| call(backend))).unwrap_or_else(|panic| {
         let what = format!("it panicked: {}", panic_message(&*panic));
-        Err(BackendError { device: backend.info().device.clone(), what, fatal: true })
+        let device = backend.info().device.clone();
+        Err(BackendError { device, what, fatal: true, kind: FailureKind::Internal })
     })
 }
 

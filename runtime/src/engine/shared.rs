@@ -3,6 +3,7 @@
 use super::metrics::Metrics;
 use super::window::{LatencyWindow, RateWindow};
 use super::{AdmissionError, BackendInfo, EngineConfig, EngineLoad, RequestError, StepTotals};
+use crate::worker::FailureKind;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ pub enum End {
     /// `shutdown`, or nobody held a handle any more. `failed`: requests that had to be cut off.
     Asked { failed: usize },
     /// The device or the engine itself broke.
-    Failed { why: String },
+    Failed { kind: FailureKind, why: String },
 }
 
 /// Written by the engine after every step, read by `load`.
@@ -143,7 +144,7 @@ impl Shared {
     /// Set when nothing may be let in any more.
     pub fn refusal(&self) -> Option<String> {
         match &*self.end.borrow() {
-            Some(End::Failed { why }) => Some(why.clone()),
+            Some(End::Failed { why, .. }) => Some(why.clone()),
             Some(End::Asked { .. }) => Some("it was shut down".to_owned()),
             None => self.stop_at().map(|_| "it is shutting down".to_owned()),
         }
@@ -187,7 +188,7 @@ impl Shared {
     /// What to tell a request whose engine went away without a word to it.
     pub fn abandoned(&self) -> RequestError {
         match &*self.end.borrow() {
-            Some(End::Failed { why }) => RequestError::Device(why.clone()),
+            Some(End::Failed { why, .. }) => RequestError::Device(why.clone()),
             _ => RequestError::ShuttingDown,
         }
     }

@@ -3,10 +3,15 @@
 use super::memory::{default_kv_cache_bytes, kv_bytes_per_token};
 use super::{CudaDevice, DeviceChoice, WorkerConfig, WorkerError, pooling};
 use crate::cpu::{CpuBackend, CpuOptions, WeightFormat, host_memory};
-use crate::cuda::{self, CudaBackend, CudaError, CudaOptions, WeightOrigin};
+use crate::cuda::device::Device;
+use crate::cuda::{self, CudaBackend, CudaError, CudaOptions, GraphCapture, WeightOrigin};
 use crate::engine::Backend;
 use crate::weights::Checkpoint;
 use mserve_planner::model::{ModelSpec, Positions, Program, families};
+use mserve_planner::units::format_bytes;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// A card takes four times as many: see [`CudaOptions`].
 const CPU_MAX_NUM_SEQS: usize = 64;
@@ -20,31 +25,72 @@ pub(super) struct LoadedBackend {
     pub weight_bytes: u64,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
+    /// Where the time went, one after the other, in milliseconds.
+    pub phases: Vec<(&'static str, f64)>,
+    /// Beside them.
+    pub phases_beside: Vec<(&'static str, f64)>,
 }
 
 type Progress<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
 
-/// Bring the model onto the device that was asked for.
+/// Where the model is going to run.
+pub(super) enum Target {
+    Cpu,
+    /// It takes as long to open as a tokenizer to read, and needs no other thread's help.
+    Card(JoinHandle<Result<Device, CudaError>>),
+}
+
+/// Choose the device and begin to open it.
 ///
 /// # Errors
-/// Of the device that was named. With `auto` a machine or a model that no card can serve is served by the CPU, with one
-/// line in the log that says why; a card that could serve it and is full or too small is an error there too.
+/// When a card was named and cannot run this model.
+pub(super) fn choose_target(config: &WorkerConfig, spec: &ModelSpec) -> Result<Target, WorkerError> {
+    let device = match &config.device {
+        DeviceChoice::Cpu => return Ok(Target::Cpu),
+        DeviceChoice::Cuda(device) => {
+            can_run(config, spec)?;
+            device.clone()
+        }
+        DeviceChoice::Auto => match can_run(config, spec) {
+            Ok(()) => CudaDevice::Ordinal(0),
+            Err(why) => {
+                tracing::info!(%why, "device auto: the CPU serves this model");
+                return Ok(Target::Cpu);
+            }
+        },
+    };
+    let open = move || match device {
+        CudaDevice::Ordinal(ordinal) => Device::open(ordinal),
+        CudaDevice::Uuid(uuid) => Device::open(cuda::device::ordinal_of(&uuid)?),
+    };
+    let opening = std::thread::Builder::new().name("open-card".to_owned()).spawn(open);
+    Ok(Target::Card(opening.map_err(CudaError::Thread)?))
+}
+
+/// Bring the model onto its device.
+///
+/// # Errors
+/// Of the device that was named. With `auto` a machine that no card can serve is served by the CPU, with one line in the
+/// log that says why; a card that could serve it and is full or too small is an error there too.
 pub(super) fn load_backend(
     config: &WorkerConfig,
+    target: Target,
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<LoadedBackend, WorkerError> {
-    match &config.device {
-        DeviceChoice::Cpu => on_cpu(config, spec, checkpoint, progress),
-        DeviceChoice::Cuda(device) => Ok(on_cuda(config, device, spec, checkpoint, progress)?),
-        DeviceChoice::Auto => match on_cuda(config, &CudaDevice::Ordinal(0), spec, checkpoint, progress) {
-            Err(why) if leaves_it_to_the_cpu(&why) => {
-                tracing::info!(%why, "device auto: the CPU serves this model");
-                on_cpu(config, spec, checkpoint, progress)
-            }
-            other => Ok(other?),
-        },
+    let Target::Card(opening) = target else { return on_cpu(config, spec, checkpoint, progress) };
+    let panicked = |_| Err(CudaError::Thread(std::io::Error::other("opening the card panicked")));
+    match opening.join().unwrap_or_else(panicked) {
+        Ok(device) => {
+            let loaded = on_cuda(config, device, spec, checkpoint, progress);
+            Ok(loaded.map_err(|error| error.naming_holders(config.card_holders))?)
+        }
+        Err(why) if config.device == DeviceChoice::Auto && leaves_it_to_the_cpu(&why) => {
+            tracing::info!(%why, "device auto: the CPU serves this model");
+            on_cpu(config, spec, checkpoint, progress)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -63,19 +109,14 @@ const fn leaves_it_to_the_cpu(error: &CudaError) -> bool {
 
 fn on_cuda(
     config: &WorkerConfig,
-    device: &CudaDevice,
+    device: Device,
     spec: &ModelSpec,
     checkpoint: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<LoadedBackend, CudaError> {
-    can_run(config, spec)?;
     let standard = CudaOptions::default();
     let max_num_seqs = config.max_num_seqs.unwrap_or(standard.max_num_seqs);
     let options = CudaOptions {
-        ordinal: match device {
-            CudaDevice::Ordinal(ordinal) => *ordinal,
-            CudaDevice::Uuid(uuid) => cuda::device::ordinal_of(uuid)?,
-        },
         gpu_memory_utilization: config.gpu_memory_utilization,
         max_model_len: config.max_model_len,
         max_num_seqs,
@@ -83,12 +124,16 @@ fn on_cuda(
             .max_num_batched_tokens
             .unwrap_or_else(|| standard.max_num_batched_tokens.max(max_num_seqs)),
         kv_cache_bytes: config.kv_cache_bytes,
+        graphs: GraphCapture::WhenNeeded,
         ..standard
     };
-    let backend = CudaBackend::load(spec, &WeightOrigin::Source(checkpoint), &options, progress)?;
+    let origin = WeightOrigin::Source(checkpoint);
+    let backend = CudaBackend::load_on(&Arc::new(device), spec, &origin, &options, progress)?;
     log_memory(&backend)?;
     Ok(LoadedBackend {
         weight_bytes: backend.weight_bytes(),
+        phases: backend.timings().to_vec(),
+        phases_beside: backend.timings_beside().to_vec(),
         backend: Box::new(backend),
         max_num_seqs,
         max_num_batched_tokens: options.max_num_batched_tokens,
@@ -108,21 +153,23 @@ fn can_run(config: &WorkerConfig, spec: &ModelSpec) -> Result<(), CudaError> {
     cuda::check_model(spec)
 }
 
-/// The plan of the card's memory beside what is really in use, and where the time of the start went.
+/// The plan of the card's memory beside what is really in use.
 fn log_memory(backend: &CudaBackend) -> Result<(), CudaError> {
     let terms = backend.planned_memory();
     let planned_bytes: u64 = terms.iter().map(|term| term.bytes).sum();
-    let terms: Vec<String> = terms.iter().map(|term| format!("{} {}", term.name, term.bytes)).collect();
-    let phases: Vec<String> = backend.timings().iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect();
+    let terms: Vec<String> = terms.iter().map(|term| format!("{} {}", term.name, format_bytes(term.bytes))).collect();
     tracing::info!(
         device = %backend.info().device,
+        planned = format_bytes(planned_bytes),
+        actual = format_bytes(backend.used_bytes()?),
         planned_bytes,
-        used_bytes = backend.used_bytes()?,
+        actual_bytes = backend.used_bytes()?,
         kv_cache_bytes = backend.info().kv_cache_bytes,
         terms = %terms.join(", "),
-        phases = %phases.join(", "),
-        "memory of the card, planned and used"
+        "memory of the card, planned and actual"
     );
+    let (remembered, measured, own, left) = backend.tuned_products();
+    tracing::info!(remembered, measured, own, left, "matrix products: what is left is measured in idle times");
     Ok(())
 }
 
@@ -134,9 +181,12 @@ fn on_cpu(
 ) -> Result<LoadedBackend, WorkerError> {
     let max_num_seqs = config.max_num_seqs.unwrap_or(CPU_MAX_NUM_SEQS);
     let options = cpu_options(config, max_num_seqs, spec, checkpoint)?;
+    let begin = Instant::now();
     let backend = CpuBackend::load(spec, checkpoint, &options, progress)?;
     Ok(LoadedBackend {
         weight_bytes: backend.weight_bytes(),
+        phases: vec![("weights", begin.elapsed().as_secs_f64() * 1e3)],
+        phases_beside: Vec::new(),
         backend: Box::new(backend),
         max_num_seqs,
         max_num_batched_tokens: options.max_num_batched_tokens,
@@ -202,6 +252,7 @@ fn default_model_len(config: &WorkerConfig, spec: &ModelSpec, program: &Program)
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::cuda::CardHolder;
     use crate::worker::FailureKind;
     use mserve_planner::model::{Pooling, Task};
 
@@ -226,17 +277,32 @@ mod tests {
     fn auto_serves_on_the_cpu_and_cuda_refuses() {
         let (config, spec) = demo();
         let checkpoint = Checkpoint::open(&config.model_dir).unwrap();
-        let loaded = load_backend(&config, &spec, &checkpoint, &mut |_, _| {}).map(|l| l.backend.info().device.clone());
-        assert!(loaded.unwrap().starts_with("cpu"));
+        let target = choose_target(&config, &spec).unwrap();
+        let loaded = load_backend(&config, target, &spec, &checkpoint, &mut |_, _| {});
+        assert!(loaded.map(|l| l.backend.info().device.clone()).unwrap().starts_with("cpu"));
         let explicit = WorkerConfig { device: DeviceChoice::Cuda(CudaDevice::Ordinal(0)), ..config };
-        let error = load_backend(&explicit, &spec, &checkpoint, &mut |_, _| {}).err().unwrap();
+        let error = choose_target(&explicit, &spec).err().unwrap();
         assert_eq!(error.kind(), FailureKind::Config, "{error}");
     }
 
     #[test]
-    fn a_full_card_is_an_error_with_auto_too() {
-        let full = CudaError::CardFull { device: "d".into(), needed_bytes: 2, free_bytes: 1, total_bytes: 4 };
+    fn a_full_card_is_an_error_with_auto_too_and_names_who_holds_it() {
+        let full = CudaError::CardFull {
+            device: "d".into(),
+            uuid: "GPU-1".into(),
+            needed_bytes: 2,
+            free_bytes: 1,
+            total_bytes: 4,
+            fitting_utilization: None,
+            holders: None,
+        };
         assert!(!leaves_it_to_the_cpu(&full));
-        assert_eq!(WorkerError::from(full).kind(), FailureKind::DoesNotFit);
+        let ask: fn(&str) -> Vec<CardHolder> = |uuid| {
+            assert_eq!(uuid, "GPU-1");
+            vec![CardHolder { pid: 77, name: None, used_bytes: None }]
+        };
+        let named = WorkerError::from(full.naming_holders(Some(ask)));
+        assert_eq!(named.kind(), FailureKind::CardFull);
+        assert!(named.to_string().contains("pid 77"), "{named}");
     }
 }

@@ -1,9 +1,10 @@
 use super::DeviceChoice;
 use crate::cpu::WeightFormat;
+use crate::cuda::CardHolder;
 use mserve_planner::model::Pooling;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// All that one replica is started with. `None` means: what the model's files say, or what fits this machine.
 #[derive(Debug, Clone)]
@@ -41,6 +42,10 @@ pub struct WorkerConfig {
     /// For running requests to finish once the worker is asked to end.
     pub shutdown_timeout: Duration,
     pub max_body_bytes: usize,
+    /// Asks who has memory on the card with this UUID, for the message about a card that is full.
+    pub card_holders: Option<fn(&str) -> Vec<CardHolder>>,
+    /// When the process began: what the time to readiness is counted from.
+    pub started: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +86,8 @@ impl WorkerConfig {
             identity: None,
             shutdown_timeout: Duration::from_secs(30),
             max_body_bytes: 8 << 20,
+            card_holders: None,
+            started: Instant::now(),
         }
     }
 

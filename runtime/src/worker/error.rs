@@ -41,7 +41,7 @@ pub enum WorkerError {
     #[error(transparent)]
     Engine(#[from] EngineStartError),
     #[error("the engine has stopped: {why}")]
-    EngineStopped { why: String },
+    EngineStopped { kind: FailureKind, why: String },
     #[error("{what}: {source}")]
     System { what: &'static str, source: std::io::Error },
     #[error("loading the model panicked")]
@@ -70,7 +70,8 @@ impl WorkerError {
                 LoadError::Quantize { .. } | LoadError::Threads { .. } => FailureKind::Internal,
             },
             Self::ContextDoesNotFit { .. } => FailureKind::DoesNotFit,
-            Self::Warmup(_) | Self::EngineStopped { .. } => FailureKind::Device,
+            Self::Warmup(error) => error.kind,
+            Self::EngineStopped { kind, .. } => *kind,
             Self::Engine(error) => match error {
                 EngineStartError::Metrics(_) | EngineStartError::Thread(_) => FailureKind::Internal,
                 _ => FailureKind::Config,

@@ -1,6 +1,6 @@
 //! From a model directory to an engine that runs.
 
-use super::backend::{LoadedBackend, load_backend};
+use super::backend::{LoadedBackend, choose_target, load_backend};
 use super::{ReadyInfo, WorkerConfig, WorkerError, WorkerEvent, WorkerKind, pooling};
 use crate::engine::{Backend, BackendInfo, Engine, EngineConfig, RowSampling, SamplingParams, StepBatch, StepSequence};
 use crate::server::{ServedKind, ServedModel};
@@ -23,9 +23,11 @@ pub fn load(
     config: &WorkerConfig,
     events: &(dyn Fn(WorkerEvent) + Sync),
 ) -> Result<(ServedModel, ReadyInfo), WorkerError> {
-    let start = Instant::now();
+    let mut last = Instant::now();
+    let mut phases = vec![("listening", ms(last - config.started))];
     let phase = |phase: &str, done, total| events(WorkerEvent::Phase { phase: phase.to_owned(), done, total });
     let spec = served_spec(config)?;
+    let target = choose_target(config, &spec)?;
     phase("tokenizer", 0, 1);
     let files = ModelFiles::read(&config.model_dir)?;
     let vocab_size = usize::try_from(spec.vocab_size).unwrap_or(usize::MAX);
@@ -39,18 +41,28 @@ pub fn load(
     phase("tokenizer", 1, 1);
 
     let checkpoint = Checkpoint::open(&config.model_dir)?;
-    let mut last = None;
+    phases.push(("files and tokenizer", ms(last.elapsed())));
+    let mut told = None;
     let mut progress = |done: u64, total: u64| {
-        if done == total || last.is_none_or(|last: Instant| last.elapsed() >= PROGRESS_EVERY) {
-            last = Some(Instant::now());
+        if done == total || told.is_none_or(|told: Instant| told.elapsed() >= PROGRESS_EVERY) {
+            told = Some(Instant::now());
             events(WorkerEvent::Phase { phase: "weights".to_owned(), done, total });
         }
     };
-    let LoadedBackend { mut backend, weight_bytes, max_num_seqs, max_num_batched_tokens } =
-        load_backend(config, &spec, &checkpoint, &mut progress)?;
+    let LoadedBackend {
+        mut backend,
+        weight_bytes,
+        max_num_seqs,
+        max_num_batched_tokens,
+        phases: of_device,
+        phases_beside,
+    } = load_backend(config, target, &spec, &checkpoint, &mut progress)?;
+    phases.extend(of_device);
+    last = Instant::now();
     phase("warmup", 0, 1);
     warm_up(backend.as_mut(), &spec)?;
     phase("warmup", 1, 1);
+    phases.push(("first step", ms(last.elapsed())));
 
     let info = backend.info().clone();
     let max_model_len = usable_context(config, &info)?;
@@ -68,7 +80,7 @@ pub fn load(
     };
     let ready = ReadyInfo {
         device: info.device.clone(),
-        load_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        load_ms: u64::try_from(config.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         weight_bytes,
         kv_cache_bytes: info.kv_cache_bytes,
         num_blocks: info.num_blocks as u64,
@@ -77,10 +89,20 @@ pub fn load(
         max_num_seqs: max_num_seqs as u64,
     };
     let engine = Engine::start(backend, engine_config)?;
+    let beside = list(&phases_beside);
+    tracing::info!(exec_to_ready_ms = ready.load_ms, phases = %list(&phases), %beside, "where the time of the start went");
     let eos_token_ids = eos_token_ids.into();
     let model =
         ServedModel { engine, tokenizer, chat_template, eos_token_ids, generation_defaults, kind, max_model_len };
     Ok((model, ready))
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn list(phases: &[(&str, f64)]) -> String {
+    phases.iter().map(|(name, ms)| format!("{name} {ms:.0} ms")).collect::<Vec<_>>().join(", ")
 }
 
 /// `config.json` as the task asked for.

@@ -76,10 +76,10 @@ async fn serve(config: WorkerConfig, events: Arc<dyn Fn(WorkerEvent) + Send + Sy
     events(WorkerEvent::Ready(ready));
 
     tokio::select! {
-        why = engine.stopped() => {
+        (kind, why) = engine.stopped() => {
             state.start_draining();
             last_words(&state).await;
-            return Err(WorkerError::EngineStopped { why });
+            return Err(WorkerError::EngineStopped { kind, why });
         }
         () = ending.wait() => {}
     }

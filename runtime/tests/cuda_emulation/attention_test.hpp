@@ -110,7 +110,7 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
   Buffer<float> partial(n * heads * splits * hd);
   Buffer<float2> statistic(n * heads * splits);
   const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
+  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 96 << 10, [&] {
     decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
            partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
   });
@@ -126,8 +126,19 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
   e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + " splits " + std::to_string(splits));
 }
 
+// What a kernel takes for the caches: them or their maps.
+template <class F> struct Second;
+template <class Q, class K, class... Rest> struct Second<void (*)(Q, int, K, K, Rest...)> { using type = K; };
+template <class F> auto caches(const Cache& cache, const TensorMap& key_map, const TensorMap& value_map) {
+  using K = typename Second<F>::type;
+  if constexpr (std::is_same_v<K, const TensorMap*>) return std::pair<K, K>(&key_map, &value_map);
+  else return std::pair<K, K>(cache.keys.data(), cache.values.data());
+}
+
 // Chunks of several sequences behind `decodes` decode rows, which must stay as they are.
-template <class F> void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::vector<int> before, Seen mask) {
+// `blocks`: of a grid that takes item after item; 0: one for each.
+template <class F>
+void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::vector<int> before, Seen mask, int blocks = 0) {
   const int decodes = 2, kv = 1, heads = 2, stride = (heads + 2 * kv) * hd;
   std::vector<int> lengths(decodes, 1);
   int rows = decodes, tiles = 1;  // one tile too many: padding
@@ -140,9 +151,12 @@ template <class F> void test_prefill(F kernel, int hd, int key_tile, std::vector
   for (int s = 0, at = 0; s < n; s++) start[s] = at, context[s] = lengths[s], at += s < decodes ? 1 : chunks[s - decodes];
   start[n] = rows;
   const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({heads, tiles}, key_tile == 128 ? 256 : 128, size_t(128 + 4 * key_tile) * (hd + 8) * 2, [&] {
-    kernel(q.data(), stride, cache.keys.data(), cache.values.data(), start.data(), context.data(), cache.table.data(), out.data(),
-           cache.max_blocks, decodes, n, kv, scale, mask.softcap, mask.window);
+  const TensorMap key_map = {cache.keys.data(), hd}, value_map = {cache.values.data(), hd};
+  const auto [keys, values] = caches<F>(cache, key_map, value_map);
+  const dim3 grid = blocks ? dim3{blocks} : dim3{heads, tiles};
+  emu::launch(grid, blocks ? 384 : 128, size_t(128 + 4 * key_tile) * (hd + 8) * 2, [&] {
+    kernel(q.data(), stride, keys, values, start.data(), context.data(), cache.table.data(), out.data(),
+           cache.max_blocks, decodes, n, kv, scale, mask.softcap, mask.window, heads, tiles);
   });
   Nmse e;
   for (int s = decodes; s < n; s++)
@@ -175,9 +189,11 @@ inline void test_attention() {
   test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 12, 6, {0, 5});
   test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
   test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 4, 4, {33, 0});
-  test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0});
-  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0});
-  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {150}, {160}, {65, 5});
+  test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0}, 2);
+  test_prefill(wg64::attn_prefill_wgmma, 64, 128, {300}, {0}, {0, 0}, 9);
+  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0}, 3);
+  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {150}, {160}, {65, 5}, 1);
+  test_prefill(wg128::attn_prefill_wgmma, 128, 128, {400}, {33}, {0, 0}, 3);
   test_prefill(at64::attn_prefill, 64, 64, {130, 3}, {5, 70}, {0, 0});
   test_prefill(at80::attn_prefill, 80, 32, {40}, {31}, {0, 5});
   test_prefill(at96::attn_prefill, 96, 32, {129}, {0}, {20, 0});

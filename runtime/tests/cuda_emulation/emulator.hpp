@@ -55,6 +55,8 @@ inline std::vector<Barrier> block_barriers;
 inline Barrier cluster_barrier;
 inline int cluster = 1;
 inline size_t shared_of_block;  // bytes from one block's to the next one's
+inline Barrier named_barriers[16];
+inline std::vector<std::function<void()>> landings;  // of copies that a barrier hears of
 inline int current, alive;
 inline jmp_buf scheduler;
 inline dim3 grid, block;
@@ -72,14 +74,17 @@ inline std::mt19937 order{1};
 inline void yield() {
   if (_setjmp(fibers[current].at) == 0) _longjmp(scheduler, 1);
 }
+inline void arrive(Barrier& barrier, int expected) {
+  if (++barrier.arrived == expected) barrier.arrived = 0, barrier.generation++;
+}
 inline void meet(Barrier& barrier, int expected) {
   const unsigned generation = barrier.generation;
-  if (++barrier.arrived == expected) {
-    barrier.arrived = 0;
-    barrier.generation++;
-    return;
-  }
+  arrive(barrier, expected);
   while (barrier.generation == generation) yield();
+}
+inline void land(const Copy& copy) {
+  if (copy.valid) std::memcpy((void*)copy.to, copy.from, 16);
+  else std::memset((void*)copy.to, 0, 16);
 }
 inline int lane() { return fibers[current].thread.x & 31; }
 inline Warp& warp() { return warps[fibers[current].rank * ((block.x + 31) / 32) + (fibers[current].thread.x >> 5)]; }
@@ -114,6 +119,7 @@ inline void run_cluster(dim3 first, int threads_of_block) {
   warps.assign((threads + 31) / 32, Warp());
   block_barriers.assign(cluster, {});
   cluster_barrier = {};
+  for (Barrier& b : named_barriers) b = {};
   std::fill(shared.begin(), shared.end(), 0xff);  // NaN
   alive = threads;
   std::vector<int> turn(threads);
@@ -139,6 +145,11 @@ inline void run_cluster(dim3 first, int threads_of_block) {
   std::vector<char> begun(threads, 0);
   int idle_rounds = 0, last_alive = alive;
   while (alive > 0) {
+    for (size_t i = 0; i < landings.size(); i++)
+      if (order() % 3 == 0) {
+        landings[i]();
+        landings.erase(landings.begin() + i--);
+      }
     for (int t : turn) {
       if (fibers[t].done) continue;
       current = t;
@@ -148,10 +159,11 @@ inline void run_cluster(dim3 first, int threads_of_block) {
         setcontext(&fibers[t].start);
       }
     }
-    // Those that are left wait for threads that have ended: a barrier not reached by all.
-    if (alive < threads && alive == last_alive && ++idle_rounds > 1000000) fail("deadlock: a barrier that not all threads reach");
+    // Those that are left wait for one another or for threads that have ended: a barrier not reached by all.
+    if (alive == last_alive && ++idle_rounds > 100000) fail("deadlock: a barrier that not all threads reach");
     if (alive != last_alive) idle_rounds = 0, last_alive = alive;
   }
+  if (!landings.empty()) fail("a thread ended with copies under way");
 }
 
 // `clusters`: blocks of a cluster, which lie along y.

@@ -13,8 +13,10 @@ struct alignas(16) u32x4 { u32 r[4]; };
 
 #define KERNEL inline
 #define DEVICE inline
+#define DEVICE_CALL inline
 #define DYNAMIC_SHARED(name) u8* name = emu::shared_begin()
 #define FULL_WARP 0xffffffffu
+#define DEVICE_COUNTER inline u32
 
 inline u32 bf16_bits(float f) {
   u32 u = __float_as_uint(f);
@@ -85,6 +87,7 @@ inline void ldmatrix(u32 (&r)[4], smem_t at, bool transposed) {
 inline void ldmatrix_x4(u32 (&r)[4], smem_t at) { ldmatrix(r, at, false); }
 inline void ldmatrix_x4_trans(u32 (&r)[4], smem_t at) { ldmatrix(r, at, true); }
 inline void store_shared4(smem_t at, u32 v) { check_shared(at, 4); std::memcpy((void*)at, &v, 4); }
+inline void store_shared16(smem_t at, const u32x4& v) { check_shared(at, 16); std::memcpy((void*)at, &v, 16); }
 inline u32x4 load_shared16(smem_t at) { check_shared(at, 16); return load_as<u32x4>((const void*)at); }
 
 inline void copy_async_16(smem_t to, const void* from, bool valid) {
@@ -96,10 +99,7 @@ inline void copy_async_commit() { emu::fibers[emu::current].groups.emplace_back(
 template <int PENDING> inline void copy_async_wait() {
   auto& groups = emu::fibers[emu::current].groups;
   while (groups.size() > PENDING + 1) {
-    for (const auto& c : groups.front()) {
-      if (c.valid) std::memcpy((void*)c.to, c.from, 16);
-      else std::memset((void*)c.to, 0, 16);
-    }
+    for (const auto& c : groups.front()) emu::land(c);
     groups.erase(groups.begin());
   }
 }

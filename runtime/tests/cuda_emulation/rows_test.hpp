@@ -50,37 +50,40 @@ inline void test_embed() {
     }
 }
 
-inline void test_norms() {
-  for (const int width : {8, 896, 1000, 4096}) {
-    const int n = 3, threads = std::min(1024, (std::max(width / 8, 32) + 31) / 32 * 32);
-    Buffer<bf16> x(n * width), w(width), add(n * width), residual(n * width), before(n * width), y(n * width);
-    for (int form = 0; form < 3; form++) {
-      fill(x, 3), fill(w), fill(add), fill(residual);
-      std::memcpy(before.data(), residual.data(), n * width * 2);
-      const float eps = 1e-5f, offset = form == 1 ? 1.f : 0.f;
-      emu::launch({n}, threads, 0, [&] {
-        if (form == 0) rows::rms_norm(x.data(), w.data(), y.data(), width, eps, offset);
-        if (form == 1) rows::rms_norm_add(x.data(), w.data(), add.data(), y.data(), width, eps, offset);
-        if (form == 2) rows::add_rms_norm(x.data(), residual.data(), w.data(), y.data(), width, eps, offset);
-      });
-      Nmse e;
-      for (int r = 0; r < n; r++) {
-        double sum = 0;
-        const auto in = [&](int i) { return form == 2 ? value(residual[r * width + i]) : value(x[r * width + i]); };
-        for (int i = 0; i < width; i++) sum += in(i) * in(i);
-        for (int i = 0; i < width; i++) {
-          const double norm = in(i) / std::sqrt(sum / width + eps) * (value(w[i]) + offset);
-          e.add(value(y[r * width + i]), norm + (form == 1 ? value(add[r * width + i]) : 0));
-          if (form == 2)
-            expect(residual[r * width + i] == bf16_bits(float(value(before[r * width + i]) + value(x[r * width + i]))), "residual");
-        }
+// `by_warp`: a warp a row.
+inline void test_norm(int width, bool by_warp) {
+  const int n = 5, threads = by_warp ? 64 : std::min(1024, (std::max(width / 8, 32) + 31) / 32 * 32);
+  Buffer<bf16> x(n * width), w(width), add(n * width), residual(n * width), before(n * width), y(n * width);
+  for (int form = 0; form < 3; form++) {
+    fill(x, 3), fill(w), fill(add), fill(residual);
+    std::memcpy(before.data(), residual.data(), n * width * 2);
+    const float eps = 1e-5f, offset = form == 1 ? 1.f : 0.f;
+    emu::launch({by_warp ? (n + 1) / 2 : n}, threads, 0, [&] {
+      if (form == 0) rows::rms_norm(x.data(), w.data(), y.data(), n, width, eps, offset);
+      if (form == 1) rows::rms_norm_add(x.data(), w.data(), add.data(), y.data(), n, width, eps, offset);
+      if (form == 2) rows::add_rms_norm(x.data(), residual.data(), w.data(), y.data(), n, width, eps, offset);
+    });
+    Nmse e;
+    for (int r = 0; r < n; r++) {
+      double sum = 0;
+      const auto in = [&](int i) { return form == 2 ? value(residual[r * width + i]) : value(x[r * width + i]); };
+      for (int i = 0; i < width; i++) sum += in(i) * in(i);
+      for (int i = 0; i < width; i++) {
+        const double norm = in(i) / std::sqrt(sum / width + eps) * (value(w[i]) + offset);
+        e.add(value(y[r * width + i]), norm + (form == 1 ? value(add[r * width + i]) : 0));
+        if (form == 2)
+          expect(residual[r * width + i] == bf16_bits(float(value(before[r * width + i]) + value(x[r * width + i]))), "residual");
       }
-      e.below(BF16_BOUND, "rms norm, form " + std::to_string(form) + " width " + std::to_string(width));
     }
+    e.below(BF16_BOUND, "rms norm, form " + std::to_string(form) + " width " + std::to_string(width));
   }
 }
 
-template <class F> void test_rope(F kernel, int hd, int rotary, bool norm, bool cached) {
+inline void test_norms() {
+  for (const int width : {8, 896, 1000, 4096, -896, -1024}) test_norm(std::abs(width), width < 0);
+}
+
+template <class F> void test_rope(F kernel, int hd, int rotary, bool norm, bool cached, bool by_token = false) {
   const int tokens = 5, heads = 3, kv = 2, all = heads + 2 * kv, blocks = 4;
   Buffer<bf16> qkv(tokens * all * hd), before(tokens * all * hd), qw(hd), kw(hd), kc(blocks * kv * 16 * hd), vc(blocks * kv * 16 * hd);
   fill(qkv), fill(qw), fill(kw);
@@ -91,7 +94,7 @@ template <class F> void test_rope(F kernel, int hd, int rotary, bool norm, bool 
   for (int t = 0; t < tokens; t++) positions[t] = integer_between(0, 99), slots[t] = t * 13 % (blocks * 16);
   slots[2] = -1;
   const float eps = 1e-6f;
-  emu::launch({(tokens * all + 15) / 16}, 128, 0, [&] {
+  emu::launch({by_token ? (tokens + 3) / 4 : (tokens * all + 15) / 16}, 128, 0, [&] {
     kernel(qkv.data(), positions.data(), slots.data(), cosine.data(), sine.data(), norm ? qw.data() : nullptr,
            norm ? kw.data() : nullptr, cached ? kc.data() : nullptr, cached ? vc.data() : nullptr, tokens, heads, kv, rotary, eps, 0.f);
   });
@@ -139,6 +142,11 @@ inline void test_rows() {
       test_rope(rope96::qk_norm_rope_kv_write, 96, 96, norm, cached);
       test_rope(rope128::qk_norm_rope_kv_write, 128, 64, norm, cached);
       test_rope(rope128::qk_norm_rope_kv_write, 128, 128, norm, cached);
+      test_rope(rope16::qk_norm_rope_kv_write, 16, 16, norm, cached, true);
+      test_rope(rope64::qk_norm_rope_kv_write, 64, 64, norm, cached, true);
+      test_rope(rope96::qk_norm_rope_kv_write, 96, 96, norm, cached, true);
+      test_rope(rope128::qk_norm_rope_kv_write, 128, 64, norm, cached, true);
+      test_rope(rope128::qk_norm_rope_kv_write, 128, 128, norm, cached, true);
     }
   const int width = 328, n = 3;
   Buffer<bf16> gu(n * 2 * width), out(n * width);

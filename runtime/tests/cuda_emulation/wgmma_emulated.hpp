@@ -11,6 +11,53 @@ template <size_t T> inline void wgmma_settle(float (&)[T][4]) {}
 template <int PENDING> inline void wgmma_wait() { __syncwarp(); }
 inline void publish_shared() {}
 
+// A barrier in shared memory: who is still to arrive, of how many, and the phases that have ended.
+struct SharedBarrier { u8 pending, count; u16 phases; int bytes; };
+inline SharedBarrier& shared_barrier(smem_t at) { return *(SharedBarrier*)at; }
+inline void barrier_init(smem_t at, u32 count) { shared_barrier(at) = {u8(count), u8(count), 0, 0}; }
+inline void barrier_settle(SharedBarrier& b) {
+  if (b.pending == 0 && b.bytes == 0) b.pending = b.count, b.phases++;
+}
+inline void barrier_arrive(smem_t at) {
+  SharedBarrier& b = shared_barrier(at);
+  if (b.pending-- == 0) emu::fail("more arrivals at a barrier than it counts");
+  barrier_settle(b);
+}
+inline void barrier_arrive_expect(smem_t at, u32 bytes) {
+  shared_barrier(at).bytes += int(bytes);
+  barrier_arrive(at);
+}
+struct TensorMap { const bf16* base; int width; };
+inline void acquire_map(const TensorMap*) {}
+inline void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
+  if (to % 1024) emu::fail("a box of 8 rows begins at 1,024 bytes");
+  check_shared(to, 16), check_shared(to + 2032, 16);
+  emu::landings.push_back([=] {
+    for (int r = 0; r < 16; r++)
+      for (int c = 0; c < 8; c++) std::memcpy((void*)(to + r * 128 + (c ^ (r & 7)) * 16), map->base + size_t(row + r) * map->width + column + c * 8, 16);
+    shared_barrier(barrier).bytes -= 2048;
+    barrier_settle(shared_barrier(barrier));
+  });
+}
+// The copies land, and the barrier hears of it, at some later time.
+inline void barrier_arrive_after_copies(smem_t at) {
+  auto& groups = emu::fibers[emu::current].groups;
+  std::vector<emu::Copy> copies;
+  for (auto& g : groups) copies.insert(copies.end(), g.begin(), g.end());
+  groups.assign(1, {});
+  emu::landings.push_back([copies, at] {
+    for (const auto& c : copies) emu::land(c);
+    barrier_arrive(at);
+  });
+}
+inline void barrier_wait(smem_t at, u32 parity) {
+  while ((shared_barrier(at).phases & 1) == parity) emu::yield();
+}
+inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[id], threads); }
+inline void named_arrive(int id, int threads) { emu::arrive(emu::named_barriers[id], threads); }
+template <int N> inline void fewer_registers() {}
+template <int N> inline void more_registers() {}
+
 inline float swizzled_element(smem_t linear) {
   const smem_t at = linear ^ ((linear >> 7 & 7) << 4);
   check_shared(at, 2);

@@ -6,7 +6,7 @@ mod checks;
 
 use checks::cpu::Cpu;
 use checks::soak::{Load, soak};
-use checks::texts::{Asks, neighbours_change_nothing, same_however_computed};
+use checks::texts::{Asks, neighbours_change_nothing, penalised_texts_are_those_by_hand, same_however_computed};
 use checks::{Model, Sizes, sampling};
 
 const CPU: Cpu = Cpu { threads: 2 };
@@ -31,6 +31,11 @@ fn mixed_requests_leave_nothing_behind() {
     let load =
         Load { requests: 400, clients: 24, longest_prompt: 60, longest_output: 20, num_blocks: 30, repeated: 40 };
     soak(&CPU, &model("llama"), sizes, load).unwrap();
+}
+
+#[test]
+fn penalties_are_those_of_all_that_was_generated() {
+    penalised_texts_are_those_by_hand(&CPU, &model("qwen2"), 30).unwrap();
 }
 
 #[test]

@@ -5,14 +5,14 @@ use super::engine_share::EngineShare;
 use super::figures::{Answered, Figures};
 use super::measure::{Workload, prompt};
 use super::{BenchArgs, Model, check_context};
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use anyhow::{Context, bail};
 use mserve_runtime::cpu::CpuBackend;
 use mserve_runtime::cuda::{CudaBackend, CudaError, CudaOptions, WeightOrigin, device};
 use mserve_runtime::engine::{
     Backend, Engine, EngineConfig, EngineHandle, GenerateRequest, SamplingParams, TokenEvent, TokenStream,
 };
-use mserve_runtime::worker::{CudaDevice, DeviceChoice, FailureKind};
+use mserve_runtime::worker::{CudaDevice, DeviceChoice};
 use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
@@ -109,12 +109,10 @@ fn load(args: &BenchArgs, model: Model, work: Workload) -> anyhow::Result<Loaded
     Ok(Loaded { backend: Box::new(backend), max_num_seqs, max_num_batched_tokens })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn cuda_failure(error: CudaError) -> anyhow::Error {
-    match error.kind() {
-        FailureKind::Config => Failure::usage(error.to_string()).into(),
-        FailureKind::DoesNotFit => Failure::does_not_fit(error.to_string()).into(),
-        FailureKind::Device | FailureKind::Internal => error.into(),
-    }
+    let code = error.kind().exit_code();
+    Failure { code, message: error.to_string(), hint: None }.into()
 }
 
 fn start(loaded: Loaded, num_prompts: usize) -> anyhow::Result<EngineHandle> {

@@ -5,6 +5,7 @@ use crate::control::runtime_dir;
 use crate::exit::Failure;
 use crate::hardware::{GpuLease, LeaseError, NoGpus, pick_gpus, probe_gpus};
 use crate::settings::ModelSettings;
+use crate::settings::values::Share;
 use mserve_planner::hardware::GpuDevice;
 use mserve_planner::memory::{Budget, CachePlan, EngineLimits, WeightSource, cache_plan};
 use mserve_planner::model::{DType, ModelSpec, families};
@@ -19,6 +20,8 @@ pub(super) struct CardPlan {
     pub weight_bytes: u64,
     pub cache: CachePlan,
     pub max_model_len: u64,
+    /// The model's own context, where it does not fit and nobody asked for it.
+    pub lowered_from: Option<u64>,
     pub max_num_seqs: u32,
     pub gpu_memory_utilization: f64,
 }
@@ -34,8 +37,10 @@ pub(super) struct GpuShare {
 /// Why a group does not run on cards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NotOnGpu {
-    /// No card, library or kernel for it.
+    /// No card, or no library.
     Cannot(String),
+    /// The runtime has no kernels for such a model.
+    Unsupported(String),
     /// It could, with more memory free.
     DoesNotFit(String),
 }
@@ -43,7 +48,7 @@ pub(super) enum NotOnGpu {
 impl NotOnGpu {
     pub fn why(&self) -> &str {
         match self {
-            Self::Cannot(why) | Self::DoesNotFit(why) => why,
+            Self::Cannot(why) | Self::Unsupported(why) | Self::DoesNotFit(why) => why,
         }
     }
 
@@ -51,7 +56,9 @@ impl NotOnGpu {
     pub fn failure(self, model: &str) -> Failure {
         let hint = "devices = \"cpu\" serves it on the processor";
         match self {
-            Self::Cannot(why) => Failure::usage(format!("model {model}: devices = \"gpu\", but {why}")).hint(hint),
+            Self::Cannot(why) | Self::Unsupported(why) => {
+                Failure::usage(format!("model {model}: devices = \"gpu\", but {why}")).hint(hint)
+            }
             Self::DoesNotFit(why) => Failure::does_not_fit(format!("model {model}: {why}")).hint(hint),
         }
     }
@@ -75,9 +82,9 @@ pub(super) fn share(
     gpus: &Result<Vec<GpuDevice>, NoGpus>,
     libraries: &Result<(), String>,
 ) -> Result<GpuShare, NotOnGpu> {
+    cuda::check_model(spec).map_err(|error| NotOnGpu::Unsupported(error.to_string()))?;
     let gpus = gpus.as_ref().map_err(|why| NotOnGpu::Cannot(format!("there is {why}")))?;
     libraries.clone().map_err(NotOnGpu::Cannot)?;
-    cuda::check_model(spec).map_err(|error| NotOnGpu::Cannot(error.to_string()))?;
     let largest = gpus.iter().max_by_key(|gpu| gpu.memory_total_bytes);
     let largest = largest.ok_or_else(|| NotOnGpu::Cannot("there is no card".to_owned()))?;
     let plan = card_plan(settings, spec, largest)?;
@@ -95,6 +102,7 @@ fn card_plan(settings: &ModelSettings, spec: &ModelSpec, card: &GpuDevice) -> Re
     if let Some(asked) = settings.max_model_len {
         limits = limits.with_max_model_len(spec, asked);
     }
+    limits.gpu_memory_utilization = settings.gpu_memory_utilization.map_or(limits.gpu_memory_utilization, Share::ratio);
     limits.max_num_seqs = settings.max_num_seqs.map_or(limits.max_num_seqs, u64::from);
     limits.max_num_batched_tokens = settings.max_num_batched_tokens.unwrap_or(limits.max_num_batched_tokens);
     let program = families::program(spec);
@@ -122,6 +130,7 @@ fn card_plan(settings: &ModelSettings, spec: &ModelSpec, card: &GpuDevice) -> Re
         },
         weight_bytes: budget.term(mserve_planner::memory::TermKind::Weights),
         max_model_len: limits.max_model_len.min(cache.tokens()),
+        lowered_from: (cache.tokens() < limits.max_model_len).then_some(limits.max_model_len),
         cache,
         max_num_seqs: u32::try_from(limits.max_num_seqs).unwrap_or(u32::MAX),
         gpu_memory_utilization: limits.gpu_memory_utilization,

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::gpus::{self, GpuShare};
+use super::gpus::{self, GpuShare, NotOnGpu};
 use crate::commands::plan::model;
 use crate::exit::Failure;
 use crate::hardware::{NoGpus, probe_gpus, probe_host, visible_gpus};
@@ -112,6 +112,8 @@ impl ThisMachine {
         match gpus::share(settings, spec, &self.gpus, &self.gpu_libraries) {
             Ok(share) => Ok(Placement { gpu: Some(share), why_not: None }),
             Err(refused) if settings.devices == Devices::Gpu => Err(refused.failure(&settings.name)),
+            Err(NotOnGpu::Unsupported(why)) => Ok(Placement { gpu: None, why_not: Some(why) }),
+            Err(refused) if settings.devices == Devices::GpuWhereSupported => Err(refused.failure(&settings.name)),
             // The line about devices has said that there are none.
             Err(refused) => Ok(Placement { gpu: None, why_not: self.gpus.is_ok().then(|| refused.why().to_owned()) }),
         }
@@ -362,8 +364,12 @@ impl GroupPlan {
         if self.num_blocks == 0 {
             return format!("{start}, no KV cache; texts up to {} tokens{why}", format_count(self.max_model_len));
         }
+        let lowered = self.gpu.as_ref().and_then(|share| share.plan.lowered_from);
+        let lowered = lowered.map_or(String::new(), |from| {
+            format!("; max_model_len is lowered from {} to what fits", format_count(from))
+        });
         format!(
-            "{start}; KV {} a token, {} blocks of {} tokens = {}; a replica holds {:.1} requests of {} tokens{why}",
+            "{start}; KV {} a token, {} blocks of {} tokens = {}; a replica holds {:.1} requests of {} tokens{lowered}{why}",
             format_bytes(self.kv_bytes_per_token),
             format_count(self.num_blocks),
             self.block_size,

@@ -64,8 +64,9 @@ impl Stop {
     }
 }
 
+/// The launcher's own code for what its workers met.
 pub(super) fn failure_code(permanent: Option<FailureKind>) -> u8 {
-    permanent.map_or(exit::FAILURE, FailureKind::exit_code)
+    permanent.map_or(exit::FAILURE, exit::code_of)
 }
 
 /// Let running requests finish, then end the workers. Another stop on the way ends it all at once.

@@ -94,8 +94,10 @@ impl Launch {
         number("--threads", Some(plan.threads.into()));
         number("--shutdown-timeout", Some(self.shutdown_timeout.as_secs()));
         number("--max-num-batched-tokens", settings.max_num_batched_tokens);
-        // With a cache the plan has settled it; without, the worker knows the length that the model was made for.
-        let planned_len = (plan.num_blocks > 0).then_some(plan.max_model_len);
+        // With a cache the plan has settled it; without, the worker knows the length that the model was made for. Where
+        // the plan had to lower it, a card's replica finds the exact length: one that is given is kept or refused.
+        let lowered = plan.gpu.as_ref().is_some_and(|share| share.plan.lowered_from.is_some());
+        let planned_len = (plan.num_blocks > 0 && !lowered).then_some(plan.max_model_len);
         number("--max-model-len", planned_len.or(settings.max_model_len));
         // A card's replica measures what its share leaves.
         let planned_cache = (plan.num_blocks > 0 && plan.gpu.is_none()).then(|| plan.kv_cache_bytes());

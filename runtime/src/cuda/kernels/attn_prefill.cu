@@ -4,7 +4,7 @@
 // and context_len[s] tokens in the cache, its chunk included: row i stands at position context_len - rows + i and sees
 // every key up to its own (the last `window` of them, if window > 0). Caches [blocks, kv_heads, 16, HEAD_DIM] bf16;
 // block_table [sequences, max_blocks] i32. out rows of heads * HEAD_DIM bf16. Sequences first .. last of the step.
-// Grid: (heads, sum over sequences of ceil(rows / 128)), 128 threads; the y part may be padded. Dynamic shared memory:
+// Grid: (heads, tiles), tiles being the sum over sequences of ceil(rows / 128), or more; 128 threads. Dynamic shared memory:
 // (128 + 4 * KEY_TILE) * (HEAD_DIM + 8) * 2 bytes. The longest rows start first.
 //
 // A block takes 128 queries of one head, a warp 32 of them: each fragment of K or V that it reads from shared memory
@@ -73,12 +73,13 @@ KERNEL void __launch_bounds__(WARPS * 32, 2)
 attn_prefill(const bf16* __restrict__ qkv, int q_stride, const bf16* __restrict__ key_cache,
              const bf16* __restrict__ value_cache, const int* __restrict__ query_start,
              const int* __restrict__ context_len, const int* __restrict__ block_table, bf16* __restrict__ out,
-             int max_blocks, int first, int last, int kv_heads, float scale, float softcap, int window) {
+             int max_blocks, int first, int last, int kv_heads, float scale, float softcap, int window, int heads,
+             int tiles) {
   DYNAMIC_SHARED(shared);
   let_next_kernel_start();
   wait_for_previous_kernels();
-  const int heads = gridDim.x, head = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const PrefillTile tile = find_tile(query_start, first, last, gridDim.y - 1 - blockIdx.y);
+  const int head = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const PrefillTile tile = find_tile(query_start, first, last, tiles - 1 - blockIdx.y);
   if (tile.sequence < 0) return;
   const int row_begin = query_start[tile.sequence], rows = query_start[tile.sequence + 1] - row_begin;
   const int context = context_len[tile.sequence], position0 = context - rows + tile.row;
@@ -94,10 +95,10 @@ attn_prefill(const bf16* __restrict__ qkv, int q_stride, const bf16* __restrict_
   const int key_end = min(context, position0 + ROWS);
   const int key_begin = window > 0 ? max(0, position0 - window + 1) / KEY_TILE * KEY_TILE : 0;
   const u64 head_offset = (u64)kv_head * 16 * HEAD_DIM;
-  const KeyTiles tiles = {key_cache + head_offset, value_cache + head_offset, block_table + (u64)tile.sequence * max_blocks,
+  const KeyTiles source = {key_cache + head_offset, value_cache + head_offset, block_table + (u64)tile.sequence * max_blocks,
                           (u64)kv_heads * 16 * HEAD_DIM, key_end};
   int key0 = (key_end - 1) / KEY_TILE * KEY_TILE, stage = 0;
-  tiles.load(kv_at, kv_at + KEY_TILE * STRIDE, key0);
+  source.load(kv_at, kv_at + KEY_TILE * STRIDE, key0);
   copy_async_commit();
 
   // Addresses that ldmatrix wants from this lane: A and transposed B share a pattern, plain B has its own.
@@ -121,7 +122,7 @@ attn_prefill(const bf16* __restrict__ qkv, int q_stride, const bf16* __restrict_
     __syncthreads();
     if (key0 - KEY_TILE >= key_begin) {
       const smem_t next = kv_at + (stage ^ 1) * 2 * KEY_TILE * STRIDE;
-      tiles.load(next, next + KEY_TILE * STRIDE, key0 - KEY_TILE);
+      source.load(next, next + KEY_TILE * STRIDE, key0 - KEY_TILE);
     }
     copy_async_commit();
     if (key0 > warp_first + 31) continue;  // all of it in this warp's future

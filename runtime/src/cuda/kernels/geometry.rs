@@ -7,12 +7,16 @@ use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
 /// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
 pub const NORM_WIDTH_MAX: u32 = 32_768;
 /// Blocks of the decode attention that 132 multiprocessors hold at a time, by their registers: up to this head_dim.
-const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396), (128, 396)];
+const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 396)];
+/// The same for `attn_decode_early`.
+const EARLY_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 264)];
 /// More splits than this only make the combination longer.
 const SPLITS_MAX: u32 = 48;
 /// Blocks of `sample_scan`.
 pub const SCAN_BLOCKS: u32 = 1024;
 const WARP: u32 = 32;
+/// From here on a row is work enough for a warp.
+const MANY_ROWS: u32 = 1024;
 
 const fn plain(grid: [u32; 3], block: u32) -> Geometry {
     Geometry { grid, block, shared_bytes: 0, overlap: true, cluster: 1 }
@@ -33,13 +37,19 @@ pub fn gather(rows: u32, width: u32) -> Geometry {
 
 /// `rms_norm`, `rms_norm_add`, `add_rms_norm`. `None` when the row does not fit a block's registers.
 pub fn rms_norm(rows: u32, width: u32) -> Option<Geometry> {
+    if rows >= MANY_ROWS && width <= 1024 {
+        return Some(plain([rows.div_ceil(4), 1, 1], 4 * WARP)); // a warp for each row
+    }
     // Few rows: one vector a thread, for latency. Many: two, so that more rows are under way.
     let vectors_per_thread = if rows >= 256 && width >= 2_048 { 2 } else { 1 };
     (width <= NORM_WIDTH_MAX).then(|| plain([rows, 1, 1], row_threads(width.div_ceil(vectors_per_thread), 32, 1024)))
 }
 
-/// `qk_norm_rope_kv_write`: a warp for four heads.
+/// `qk_norm_rope_kv_write`: a warp for four heads, or of many tokens for each.
 pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
+    if tokens >= MANY_ROWS && heads + 2 * kv_heads > 4 {
+        return plain([tokens.div_ceil(4), 1, 1], 128);
+    }
     plain([(tokens * (heads + 2 * kv_heads)).div_ceil(16), 1, 1], 128)
 }
 
@@ -54,7 +64,10 @@ pub fn gated_act(rows: u32, width: u32) -> Geometry {
 pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
     let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
     let pairs = (sequences * kv_heads).max(1);
-    let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
+    let (resident, early) =
+        (of_head_dim(&DECODE_BLOCKS_RESIDENT, head_dim), of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim));
+    // A few sequences are bound by latency: better all of their blocks early.
+    let resident = if pairs * 4 <= early { early } else { resident };
     // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
     let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
     wanted.clamp(1, most)
@@ -66,12 +79,11 @@ pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Ge
 
 /// Whether `attn_decode_early` is for this launch: its registers leave room for all blocks at a time.
 pub fn attn_decode_is_early(geometry: &Geometry, head_dim: u32) -> bool {
-    let per_multiprocessor = match head_dim {
-        ..=80 => 4,
-        81..=96 => 3,
-        _ => 2,
-    };
-    geometry.grid.iter().product::<u32>() <= 132 * per_multiprocessor
+    geometry.grid.iter().product::<u32>() <= of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim)
+}
+
+fn of_head_dim(table: &[(u32, u32)], head_dim: u32) -> u32 {
+    table.iter().find(|(most, _)| head_dim <= *most).or(table.last()).map_or(1, |(_, blocks)| *blocks)
 }
 
 /// Needed when `splits` is more than one.
@@ -84,21 +96,46 @@ pub fn prefill_tiles(query_lens: impl IntoIterator<Item = u32>) -> u32 {
     query_lens.into_iter().map(|rows| rows.div_ceil(PREFILL_ROWS)).sum()
 }
 
-/// `tiles` from [`prefill_tiles`]; more do no harm.
-pub fn attn_prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> Geometry {
-    let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
-    Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+/// The prefill attention of a card: its entry, and how to launch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefill {
+    /// Any card.
+    WarpProducts { compute_capability: (i32, i32) },
+    /// Hopper's warpgroup products; a grid of as many blocks as there are multiprocessors takes one item after another.
+    WarpgroupProducts { multiprocessors: u32 },
 }
 
-/// The fastest prefill attention for a card and its launch; `tiles` from [`prefill_tiles`], more do no harm. Both kernels
-/// take the same arguments.
-pub fn prefill(tiles: u32, heads: u32, head_dim: u32, compute_capability: (i32, i32)) -> (&'static str, Geometry) {
-    if compute_capability.0 != 9 || !matches!(head_dim, 64 | 128) {
-        return ("attn_prefill", attn_prefill(tiles, heads, head_dim, compute_capability));
+impl Prefill {
+    /// The fastest for a card. Both kernels take the same arguments.
+    pub fn new(head_dim: u32, compute_capability: (i32, i32), multiprocessors: u32) -> Self {
+        match (compute_capability.0, head_dim) {
+            (9, 64 | 128) => Self::WarpgroupProducts { multiprocessors },
+            _ => Self::WarpProducts { compute_capability },
+        }
     }
-    // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
-    let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
-    ("attn_prefill_wgmma", Geometry { shared_bytes, ..plain([heads, tiles, 1], 256) })
+
+    pub const fn entry(self) -> &'static str {
+        match self {
+            Self::WarpProducts { .. } => "attn_prefill",
+            Self::WarpgroupProducts { .. } => "attn_prefill_wgmma",
+        }
+    }
+
+    /// `tiles` from [`prefill_tiles`]; more do no harm.
+    pub fn geometry(self, tiles: u32, heads: u32, head_dim: u32) -> Geometry {
+        match self {
+            Self::WarpProducts { compute_capability } => {
+                let shared_bytes = (PREFILL_ROWS + 4 * prefill_key_tile(compute_capability)) * (head_dim + 8) * 2;
+                Geometry { shared_bytes, ..plain([heads, tiles, 1], 128) }
+            }
+            Self::WarpgroupProducts { multiprocessors } => {
+                // Queries, two stages of K and V tiles of 128, and what aligning them to 1,024 bytes takes.
+                let shared_bytes = (PREFILL_ROWS + 4 * 128) * head_dim * 2 + 1024;
+                let blocks = (heads * tiles).min(multiprocessors);
+                Geometry { shared_bytes, ..plain([blocks, 1, 1], 384) }
+            }
+        }
+    }
 }
 
 pub fn sample(rows: u32) -> Geometry {
@@ -179,9 +216,10 @@ mod tests {
     #[test]
     fn norms_hold_a_row_in_registers() {
         for width in [8, 896, 4096, 16_384, NORM_WIDTH_MAX] {
-            for rows in [1, 4096] {
+            for rows in [1, 256, 4096] {
                 let Some(geometry) = rms_norm(rows, width) else { panic!("{width}") };
-                assert!(geometry.block * 8 * 4 >= width, "{width}");
+                let threads_a_row = geometry.block * geometry.grid[0] / rows;
+                assert!(threads_a_row * 8 * 4 >= width, "{width}");
                 assert!(geometry.block.is_multiple_of(32) && geometry.block <= 1024);
             }
         }
@@ -191,13 +229,18 @@ mod tests {
 
     #[test]
     fn decode_fills_the_card_and_no_more() {
-        assert_eq!(splits(1, 8, 128, 131_072), 48);
+        assert_eq!(splits(1, 8, 128, 131_072), 33);
         assert_eq!(splits(1, 8, 128, 512), 4);
-        assert_eq!(splits(8, 8, 128, 131_072), 6);
+        assert_eq!(splits(8, 8, 128, 131_072), 4);
         assert_eq!(splits(32, 8, 128, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);
         assert_eq!(splits(256, 8, 128, 131_072), 1);
-        assert_eq!(splits(64, 2, 64, 131_072), 5);
+        assert_eq!(splits(64, 2, 64, 131_072), 4);
+        assert!(
+            [1, 8, 32, 64, 128, 256]
+                .iter()
+                .all(|&s| attn_decode_is_early(&attn_decode(s, 14, 2, splits(s, 2, 64, 8192)), 64))
+        );
         assert_eq!(splits(1, 2, 64, 1), 1);
         assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
         assert!(attn_decode_is_early(&attn_decode(1, 14, 2, 48), 64));
@@ -207,13 +250,18 @@ mod tests {
     #[test]
     fn prefill_counts_ragged_tiles_and_fits_a_block() {
         assert_eq!(prefill_tiles([1, 128, 129, 0]), 4);
-        let hopper = attn_prefill(4, 32, 128, (9, 0));
+        let hopper = Prefill::WarpProducts { compute_capability: (9, 0) }.geometry(4, 32, 128);
         assert_eq!((hopper.grid, hopper.shared_bytes), ([32, 4, 1], 104_448));
-        let (entry, wgmma) = prefill(4, 32, 128, (9, 0));
-        assert_eq!((entry, wgmma.block, wgmma.shared_bytes), ("attn_prefill_wgmma", 256, 164_864));
-        assert_eq!(prefill(4, 32, 96, (9, 0)).0, "attn_prefill");
-        assert_eq!(prefill(4, 32, 128, (8, 0)), ("attn_prefill", attn_prefill(4, 32, 128, (8, 0))));
-        assert!(attn_prefill(4, 32, 128, (8, 9)).shared_bytes <= 99 << 10);
+        let wgmma = Prefill::new(128, (9, 0), 132);
+        assert_eq!((wgmma.entry(), wgmma.geometry(4, 32, 128).grid), ("attn_prefill_wgmma", [128, 1, 1]));
+        assert_eq!(
+            (wgmma.geometry(40, 32, 128).grid, wgmma.geometry(40, 32, 128).shared_bytes),
+            ([132, 1, 1], 164_864)
+        );
+        assert_eq!(Prefill::new(96, (9, 0), 132).entry(), "attn_prefill");
+        let ada = Prefill::new(128, (8, 9), 128);
+        assert_eq!(ada.entry(), "attn_prefill");
+        assert!(ada.geometry(4, 32, 128).shared_bytes <= 99 << 10);
     }
 
     #[test]
@@ -235,6 +283,7 @@ mod tests {
     #[test]
     fn grids_cover_their_work() {
         assert_eq!(rope(3, 32, 8).grid, [9, 1, 1]);
+        assert_eq!((rope(8191, 32, 8).grid, rms_norm(8191, 896).map(|g| g.grid)), ([2048, 1, 1], Some([2048, 1, 1])));
         assert_eq!((gated_act(7, 14_336).grid, gated_act(7, 14_336).block), ([7, 7, 1], 256));
         assert_eq!(embed(5, 896).block, 128);
         assert_eq!(gather(2, 8).block, 32);

@@ -13,8 +13,8 @@ mod sample_row;
 pub use super::module::Geometry;
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
-    Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_decode_is_early, attn_prefill, embed, gated_act, gather,
-    prefill, prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
+    Prefill, Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_decode_is_early, embed, gated_act, gather,
+    prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
 

@@ -14,8 +14,10 @@ struct __align__(16) u32x4 { u32 r[4]; };
 
 #define KERNEL extern "C" __global__
 #define DEVICE __device__ __forceinline__
+#define DEVICE_CALL __device__ __noinline__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
 #define FULL_WARP 0xffffffffu
+#define DEVICE_COUNTER __device__ u32  // zero when the kernel is loaded
 
 // Two floats to packed bf16, round to nearest even; the first is in the low half.
 DEVICE u32 pack_bf16(float low, float high) {
@@ -86,6 +88,9 @@ DEVICE void ldmatrix_x4_trans(u32 (&r)[4], smem_t at) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
 }
 DEVICE void store_shared4(smem_t at, u32 v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+DEVICE void store_shared16(smem_t at, const u32x4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.r[0]), "r"(v.r[1]), "r"(v.r[2]), "r"(v.r[3]) : "memory");
+}
 DEVICE u32x4 load_shared16(smem_t at) {
   u32x4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -6,8 +6,10 @@
 // keep no cache). cos, sin [positions, rotary / 2] f32, with every scaling and attention factor already in them.
 // q_weight, k_weight [HEAD_DIM] bf16 or null. Rotation pairs element i with i + rotary/2 (the layout of Hugging Face
 // checkpoints); elements from `rotary` on pass through. rotary is a multiple of 4.
-// Grid: a warp for four (token, head) jobs, 4 warps a block. Whole heads that rotate (HEAD_DIM a multiple of 32) take
-// eight lanes each, side by side; other shapes take the warp, one after the other.
+// Grid: 4 warps a block; a warp for four (token, head) jobs, for latency, or where that is more than the grid has, a warp
+// for each token: cosines and sines are then read once for all its heads. Whole heads that rotate take eight lanes each
+// (HEAD_DIM a multiple of 32), or of a token HEAD_DIM / 16 (a power of two), side by side; other shapes take the warp,
+// one after the other.
 // Expected: bytes, tokens * (2 (heads + kv_heads) + 2 kv_heads) * HEAD_DIM * 2 at about 3.5 TB/s; below 100 tokens 2 us.
 
 #define WARPS 4
@@ -112,6 +114,74 @@ DEVICE void eighth_of_head(const Rope& r, const Head& h, int part) {
   store_piece(h.to + WORDS / 2 + part * PIECE, second);
 }
 
+#define BATCH 4                    // heads that a group of lanes has under way
+#define TOKEN_LANES (HEAD_DIM / 16)  // of a head: 16 bytes of each half a lane
+#define TOKEN_GROUPS (32 / TOKEN_LANES)
+#define BY_TOKEN ((TOKEN_LANES & (TOKEN_LANES - 1)) == 0)
+
+// All heads of a token, each of which rotates whole.
+DEVICE void whole_token(const Rope& r, int token, int lane) {
+  const int part = lane % TOKEN_LANES, group = lane / TOKEN_LANES, all = r.heads + 2 * r.kv_heads;
+  u32x4* row = (u32x4*)(r.qkv + (u64)token * all * HEAD_DIM) + part;
+  u32x4 first[BATCH], second[BATCH];
+  float c[8], s[8];
+  const int slot = r.key_cache == nullptr ? 0 : r.slots[token];
+  const u64 place = ((u64)(max(slot, 0) >> 4) * r.kv_heads * 16 + (slot & 15)) * HEAD_DIM;
+  const float* cosine = r.cos_table + (u64)r.positions[token] * (HEAD_DIM / 2) + part * 8;
+  const float* sine = r.sin_table + (u64)r.positions[token] * (HEAD_DIM / 2) + part * 8;
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    const float4 a = *(const float4*)(cosine + i), b = *(const float4*)(sine + i);
+    c[i] = a.x, c[i + 1] = a.y, c[i + 2] = a.z, c[i + 3] = a.w;
+    s[i] = b.x, s[i + 1] = b.y, s[i + 2] = b.z, s[i + 3] = b.w;
+  }
+  for (int head0 = group; head0 < all + group; head0 += TOKEN_GROUPS * BATCH) {
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) {
+      const int head = head0 + j * TOKEN_GROUPS;
+      if (head < all) first[j] = row[head * (HEAD_DIM / 8)], second[j] = row[head * (HEAD_DIM / 8) + HEAD_DIM / 16];
+    }
+#pragma unroll
+    for (int j = 0; j < BATCH; j++) {
+      const int head = head0 + j * TOKEN_GROUPS;
+      const bool is_query = head < r.heads, is_value = head >= r.heads + r.kv_heads;
+      float a[8], b[8], sum = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        a[2 * i] = low_bf16(first[j].r[i]), a[2 * i + 1] = high_bf16(first[j].r[i]);
+        b[2 * i] = low_bf16(second[j].r[i]), b[2 * i + 1] = high_bf16(second[j].r[i]);
+      }
+      if (r.q_weight != nullptr) {  // the same for the whole launch: all lanes meet here
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += a[i] * a[i] + b[i] * b[i];
+#pragma unroll
+        for (int o = TOKEN_LANES / 2; o; o >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, o);
+        const float factor = rsqrtf(sum / (float)HEAD_DIM + r.eps);
+        const bf16* weight = (is_query ? r.q_weight : r.k_weight) + part * 8;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          a[i] *= is_value ? 1.f : factor * (to_float(weight[i]) + r.offset);
+          b[i] *= is_value ? 1.f : factor * (to_float(weight[HEAD_DIM / 2 + i]) + r.offset);
+        }
+      }
+      if (!is_value) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int x = 2 * i, y = x + 1;
+          first[j].r[i] = pack_bf16(a[x] * c[x] - b[x] * s[x], a[y] * c[y] - b[y] * s[y]);
+          second[j].r[i] = pack_bf16(b[x] * c[x] + a[x] * s[x], b[y] * c[y] + a[y] * s[y]);
+        }
+      }
+      u32x4* to = row + head * (HEAD_DIM / 8);
+      if (!is_query && r.key_cache != nullptr) {
+        const int kv_head = is_value ? head - r.heads - r.kv_heads : head - r.heads;
+        to = (u32x4*)((is_value ? r.value_cache : r.key_cache) + place + (u64)kv_head * 16 * HEAD_DIM) + part;
+      }
+      if (head < all && (is_query || (r.key_cache == nullptr ? !is_value : slot >= 0))) to[0] = first[j], to[HEAD_DIM / 16] = second[j];
+    }
+  }
+}
+
 // Any rotary part, the warp together.
 DEVICE void whole_head(const Rope& r, const Head& h, int lane) {
   if (h.skip) return;
@@ -173,14 +243,24 @@ qk_norm_rope_kv_write(bf16* qkv, const int* positions, const int* slots, const f
   wait_for_previous_kernels();
   const Rope r = {qkv, positions, slots, cos_table, sin_table, q_weight, k_weight, key_cache, value_cache,
                   tokens, heads, kv_heads, rotary, eps, offset};
-  if (PIECE > 0 && HEAD_DIM % 32 == 0 && rotary == HEAD_DIM) {
+  if (gridDim.x * WARPS * JOBS < tokens * (heads + 2 * kv_heads)) {
+    const int token = blockIdx.x * WARPS + (threadIdx.x >> 5), all = heads + 2 * kv_heads;
+    if (token >= tokens) return;
+    if (BY_TOKEN && rotary == HEAD_DIM) whole_token(r, token, lane);
+    else
+      for (int head = 0; head < all; head++) whole_head(r, Head(r, token * all + head), lane);
+  } else if (PIECE > 0 && HEAD_DIM % 32 == 0 && rotary == HEAD_DIM) {
     eighth_of_head(r, Head(r, job0 + (lane >> 3)), lane & 7);
   } else {
     for (int j = 0; j < JOBS; j++) whole_head(r, Head(r, job0 + j), lane);
   }
 }
+#undef BATCH
+#undef BY_TOKEN
 #undef JOBS
 #undef PIECE
+#undef TOKEN_GROUPS
+#undef TOKEN_LANES
 #undef WARPS
 #undef WORDS
 #undef WORDS_PER_LANE

@@ -66,7 +66,8 @@ struct Logits {
   int vocab, bias_count;
   float repetition, presence, frequency;
 
-  DEVICE float adjust(float x, int id) const {
+  // Rare, and used in a hundred places: inlined there it makes the compiler take ten seconds.
+  DEVICE_CALL float adjust(float x, int id) const {
     const u32 st = state[id];
     if (st == 0) return x;
     const u32 count = st & STATE_COUNT;

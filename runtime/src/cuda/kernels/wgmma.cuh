@@ -19,6 +19,50 @@ template <int T> DEVICE void wgmma_settle(float (&d)[T][4]) {
 // What this thread wrote to shared memory (cp.async too, once waited for) is there for the products after the next barrier.
 DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Barriers in shared memory on which some threads wait for others, or for their asynchronous copies. A phase ends when
+// `count` have arrived; the phases of a barrier have parities 0, 1, 0 ...
+DEVICE void barrier_init(smem_t at, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory"); }
+DEVICE void barrier_arrive(smem_t at) { asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory"); }
+// Arrives when all copies that this thread has begun so far have landed.
+DEVICE void barrier_arrive_after_copies(smem_t at) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
+}
+// Arrives, and the phase ends only when `bytes` of copies that name the barrier have landed too.
+DEVICE void barrier_arrive_expect(smem_t at, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+// A matrix in global memory, as cuTensorMapEncodeTiled describes it: rows of bf16, boxes of 16 rows of 64, 128-byte swizzle.
+struct __align__(128) TensorMap { u64 words[16]; };
+// To be called before the first copy: the host wrote the map.
+DEVICE void acquire_map(const TensorMap* map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
+// The box at `column` and `row` to 2,048 bytes of shared memory by the copy engine; the barrier hears of it.
+DEVICE void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+               ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+// Until the phase of this parity has ended; at once when the barrier is still in the phase before it.
+DEVICE void barrier_wait(smem_t at, u32 parity) {
+  u32 done = 0;
+#ifdef SPIN_LIMIT  // of kernel_check: a barrier that is never reached ends the kernel instead of hanging the card
+  for (u32 spins = 0; !done; spins++) {
+    if (spins == SPIN_LIMIT) asm volatile("trap;");
+#else
+  while (!done) {
+#endif
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done) : "r"(at), "r"(parity) : "memory");
+  }
+}
+// Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads, some of which may arrive without waiting.
+DEVICE void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Registers a thread, for all warps of a warpgroup: what some give back, others take.
+template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+
 // a: 64 rows of 16 in shared memory; b: 64 rows of 16, both along the long way of their rows.
 DEVICE void wgmma_shared(float (&d)[8][4], tile_t a, tile_t b, int add) {
   asm volatile(

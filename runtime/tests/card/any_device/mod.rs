@@ -105,7 +105,7 @@ impl<B: Backend> Lent<B> {
         self.with_blocks(self.info.num_blocks)
     }
 
-    fn with<T>(&self, call: impl FnOnce(&mut B) -> T) -> T {
+    pub fn with<T>(&self, call: impl FnOnce(&mut B) -> T) -> T {
         call(&mut self.backend.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -77,6 +77,9 @@ impl Ask {
 
 /// A bias that rules a token out, for all that matters.
 const NEVER: f32 = -100.0;
+/// A presence penalty that rules out every token that was generated: one that is lost, or that another sequence's
+/// tokens got into, shows at once.
+const ONLY_ONCE: f32 = 200.0;
 
 fn params(random: &mut fastrand::Rng, load: &Load, vocab: usize) -> SamplingParams {
     let mut one_of = |choices: &[f32]| choices[random.usize(0..choices.len())];
@@ -85,7 +88,7 @@ fn params(random: &mut fastrand::Rng, load: &Load, vocab: usize) -> SamplingPara
         top_p: one_of(&[1.0, 1.0, 0.9, 0.5]),
         min_p: one_of(&[0.0, 0.0, 0.05]),
         repetition_penalty: one_of(&[1.0, 1.0, 1.1]),
-        presence_penalty: one_of(&[0.0, 0.0, 0.5]),
+        presence_penalty: one_of(&[0.0, 0.0, 0.5, ONLY_ONCE]),
         frequency_penalty: one_of(&[0.0, 0.0, 0.3]),
         ..SamplingParams::default()
     };
@@ -232,6 +235,7 @@ fn read_all(stream: &mut TokenStream, ask: &Ask) -> Result<Vec<SampledToken>, Fa
             Some(TokenEvent::Finished { reason, usage }) => {
                 check_end(ask, &tokens, reason, usage)?;
                 tokens.iter().try_for_each(|token| check_token(ask, token))?;
+                check_only_once(ask, &tokens)?;
                 return match stream.blocking_next() {
                     None => Ok(tokens),
                     Some(event) => Err(format!("{event:?} after the last event").into()),
@@ -285,6 +289,15 @@ fn check_token(ask: &Ask, token: &SampledToken) -> Outcome {
         _ => false,
     };
     if complete { Ok(()) } else { Err(format!("logprobs of {token:?}").into()) }
+}
+
+fn check_only_once(ask: &Ask, tokens: &[SampledToken]) -> Outcome {
+    let ids: Vec<u32> = tokens.iter().map(|t| t.token_id).collect();
+    let again = (1..ids.len()).find(|&at| ids[..at].contains(&ids[at]));
+    match again.filter(|_| ask.params.presence_penalty == ONLY_ONCE) {
+        Some(at) => Err(format!("token {} at {at} was there before: {ids:?}", ids[at]).into()),
+        None => Ok(()),
+    }
 }
 
 fn check_figures(engine: &EngineHandle, load: &Load, finished: &[Finished]) -> Outcome {

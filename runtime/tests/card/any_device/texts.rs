@@ -3,7 +3,8 @@
 use super::steps::{Piece, Places, batch, greedy, margin, random_tokens};
 use super::{BLOCK_SIZE, Device, Failure, Inspect, Lent, Model, Noise, Outcome, Sizes};
 use mserve_runtime::engine::{
-    Engine, EngineConfig, EngineHandle, GenerateRequest, SampledToken, SamplingParams, TokenEvent, TokenStream,
+    Backend, Engine, EngineConfig, EngineHandle, GenerateRequest, RowSampling, SampledToken, SamplingParams,
+    TokenEvent, TokenStream,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -199,6 +200,63 @@ pub fn neighbours_change_nothing<D: Device>(device: &D, model: &Model, sequences
         }
     }
     println!("{}: {sequences} side by side: the row and the others change nothing", model.name);
+    Ok(())
+}
+
+/// Greedy texts with penalties, a bias and a least length, through the engine (where a device may count tokens that the
+/// host does not know yet) and by hand (where all that was generated is told in every step). Equal, on any device.
+pub fn penalised_texts_are_those_by_hand<D: Device>(device: &D, model: &Model, max_tokens: usize) -> Outcome {
+    let places = Places { sequences: 1 };
+    let sizes = Sizes { max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 128, num_blocks: 64 };
+    let lent = Lent::new(device.load(model, sizes)?);
+    let engine = Engine::start(Box::new(lent.all_blocks()), engine_config(sizes, false))?;
+    let vocab = model.spec.vocab_size as usize;
+    let plain = SamplingParams { temperature: 0.0, max_tokens, ..SamplingParams::default() };
+    let kinds = [
+        SamplingParams { repetition_penalty: 1.3, ..plain.clone() },
+        SamplingParams { presence_penalty: 0.8, frequency_penalty: 0.4, ..plain.clone() },
+        SamplingParams { logit_bias: vec![(5, 3.0), (6, -3.0)], frequency_penalty: 0.7, ..plain.clone() },
+        SamplingParams {
+            stop_token_ids: (0..200.min(vocab as u32 / 2)).collect(),
+            min_tokens: max_tokens / 2,
+            ..plain
+        },
+    ];
+    for (params, seed) in kinds.into_iter().zip(70..) {
+        let (params, prompt) = (Arc::new(params), random_tokens(seed, 20, vocab));
+        let mut stream = engine.generate(GenerateRequest {
+            request_id: "penalised".to_owned(),
+            prompt_token_ids: prompt.clone(),
+            params: Arc::clone(&params),
+            eos_token_ids: Arc::from([]),
+            choice_index: 0,
+        })?;
+        let ids = |tokens: &[SampledToken]| tokens.iter().map(|t| t.token_id).collect::<Vec<_>>();
+        let found = ids(&read(&mut stream)?);
+        wait_until_empty(&engine)?;
+        let (mut text, mut start, mut wanted) = (prompt.clone(), 0, Vec::new());
+        while wanted.len() < found.len() {
+            let forbidden = if wanted.len() < params.min_tokens { params.stop_token_ids.clone() } else { Vec::new() };
+            let row = RowSampling {
+                params: Arc::clone(&params),
+                seed: 0,
+                step: wanted.len() as u64,
+                prompt_token_ids: Arc::from(prompt.as_slice()),
+                output_token_ids: wanted.clone(),
+                forbidden_token_ids: forbidden,
+            };
+            let piece = Piece { sequence: 0, tokens: &text, start, end: text.len(), sampling: Some(row) };
+            let outputs = lent.with(|backend| backend.step(&batch(&[piece], places)))?;
+            start = text.len();
+            let token = super::steps::tokens(outputs)?.remove(0).token_id;
+            text.push(token);
+            wanted.push(token);
+        }
+        if wanted != found || (found.len() < max_tokens && found.len() < params.min_tokens) {
+            return Err(format!("{found:?} through the engine, {wanted:?} by hand, for {params:?}").into());
+        }
+    }
+    println!("{}: penalised texts through the engine are those by hand", model.name);
     Ok(())
 }
 

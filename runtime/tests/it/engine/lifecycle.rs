@@ -160,7 +160,7 @@ fn a_lost_device_ends_the_engine_and_everyone_hears_of_it() {
                 let TokenEvent::Failed(RequestError::Device(why)) = last_event(stream) else { panic!("not failed") };
                 assert!(why.contains(expected), "{why}");
             }
-            assert!(block_on(stopped).contains(expected));
+            assert!(block_on(stopped).1.contains(expected));
             let refused = engine.generate(request(&[1], greedy(5))).unwrap_err();
             assert!(matches!(&refused, AdmissionError::Stopped { why } if why.contains(expected)), "{refused}");
             assert_eq!((engine.load().running, engine.load().kv_cache_usage), (0, 0.0));

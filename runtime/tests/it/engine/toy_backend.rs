@@ -4,6 +4,7 @@
 use mserve_runtime::engine::{
     Backend, BackendError, BackendInfo, RowOutput, RowSampling, SampledToken, StepBatch, StepSequence, sample,
 };
+use mserve_runtime::worker::FailureKind;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
@@ -179,7 +180,7 @@ impl ToyBackend {
     }
 
     fn error(&self, what: &str, fatal: bool) -> BackendError {
-        BackendError { device: self.info.device.clone(), what: what.to_owned(), fatal }
+        BackendError { device: self.info.device.clone(), what: what.to_owned(), fatal, kind: FailureKind::Device }
     }
 }
 

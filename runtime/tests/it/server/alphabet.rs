@@ -6,6 +6,7 @@ use mserve_runtime::engine::{
 };
 use mserve_runtime::server::{ServedKind, ServedModel, ServerConfig, ServerState};
 use mserve_runtime::tokenizer::{ChatTemplate, GenerationDefaults, ModelFiles, Tokenizer, eos_token_ids};
+use mserve_runtime::worker::FailureKind;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -80,7 +81,12 @@ impl Backend for AlphabetBackend {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<RowOutput>, BackendError> {
-        let error = |what: &str, fatal| BackendError { device: "alphabet".to_owned(), what: what.to_owned(), fatal };
+        let error = |what: &str, fatal| BackendError {
+            device: "alphabet".to_owned(),
+            what: what.to_owned(),
+            fatal,
+            kind: FailureKind::ContextLost,
+        };
         let has = |token: u32| batch.token_ids.contains(&token);
         if has(LOSES_DEVICE) {
             return Err(error("the secret address 0x1234 is gone", true));

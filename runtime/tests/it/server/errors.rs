@@ -3,6 +3,7 @@ use super::client::{Answer, Client, json_post};
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use futures::stream;
+use mserve_runtime::worker::FailureKind;
 use serde_json::json;
 use std::convert::Infallible;
 
@@ -145,6 +146,7 @@ async fn a_lost_device_stops_the_engine() {
     let answer = client.chat("(", &json!({})).await;
     assert_eq!(answer.status.as_u16() / 100, 5, "{}", answer.text);
     assert!(!answer.text.contains("0x1234"));
-    assert!(engine.stopped().await.contains("0x1234"), "the log has the cause");
+    let (kind, why) = engine.stopped().await;
+    assert!(kind == FailureKind::ContextLost && why.contains("0x1234"), "the log has the cause");
     assert_eq!(client.chat("a", &json!({})).await.error(), "503 engine_stopped -");
 }

@@ -1,0 +1,50 @@
+//! How Hopper's copy engine sees a KV cache: one description for keys and one for values of a layer, in device memory.
+
+use super::CudaError;
+use super::device::Device;
+use super::memory::DevicePointer;
+use cudarc::driver::sys::{self, CUtensorMapDataType as Type, CUtensorMapFloatOOBfill as Fill};
+use std::ffi::c_void;
+
+/// Bytes of a map; kernels want them at multiples of it.
+pub const TENSOR_MAP_BYTES: usize = 128;
+/// Columns and rows of what one copy brings: 128 bytes of each of a block's tokens.
+const BOX: [u32; 2] = [64, super::kernels::BLOCK_SIZE];
+
+/// The map of `rows` rows of `head_dim` bf16 at `base`: boxes of 16 rows of 64, written with the 128-byte swizzle.
+/// `head_dim` a multiple of 64. Cards from Hopper on; the driver needs no device memory for it.
+///
+/// # Errors
+/// What the driver refuses: a base that is not a multiple of 16, say.
+pub fn tensor_map(
+    device: &Device,
+    base: DevicePointer,
+    rows: u64,
+    head_dim: u32,
+) -> Result<[u8; TENSOR_MAP_BYTES], CudaError> {
+    device.bind()?;
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let (sizes, row_bytes, steps) = ([u64::from(head_dim), rows], [u64::from(head_dim) * 2], [1_u32; 2]);
+    // SAFETY: every pointer is to a live array as long as two dimensions need (one stride, the second), read before the
+    // call returns; `map` is written; `base` is only recorded.
+    let result = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            base as *mut c_void,
+            sizes.as_ptr(),
+            row_bytes.as_ptr(),
+            BOX.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    device.check("cuTensorMapEncodeTiled", result)?;
+    let mut bytes = [0; TENSOR_MAP_BYTES];
+    bytes.as_chunks_mut::<8>().0.iter_mut().zip(map.opaque).for_each(|(to, word)| *to = word.to_le_bytes());
+    Ok(bytes)
+}
