@@ -73,7 +73,8 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
             ];
             let (s, h, kv) = (sequences as u32, shape.heads as u32, shape.kv_heads as u32);
             let geometry = kernels::attn_decode(s, h, kv, splits as u32);
-            card.run("attn_decode", hd as u32, geometry, &args)?;
+            let early = kernels::attn_decode_is_early(&geometry, hd as u32);
+            card.run(if early { "attn_decode_early" } else { "attn_decode" }, hd as u32, geometry, &args)?;
             if splits == 1 {
                 return Ok(());
             }

@@ -3,7 +3,7 @@ mod idle;
 use super::buckets::bucket_for;
 use super::clock::Clock;
 use super::device::Device;
-use super::executor::PrefillChunks;
+use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, check_model, load};
@@ -180,6 +180,10 @@ impl CudaBackend {
     pub fn tuned_products(&self) -> (usize, usize, usize, usize) {
         let t = self.model.tuner.report();
         (t.remembered, t.measured, t.own, t.left)
+    }
+
+    pub(super) const fn executor_mut(&mut self) -> &mut Executor {
+        &mut self.model.executor
     }
 
     /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.

@@ -9,7 +9,7 @@ use super::error::MemoryTerm;
 use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill};
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill, SCAN_BLOCKS};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
 use super::plan::{Bases, HeadSizes, Plan, plan};
@@ -138,6 +138,7 @@ struct SurfaceOffsets {
     bias_values: u64,
     token_state: u64,
     token_state_stride: usize,
+    bests: u64,
     partial: u64,
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
@@ -158,6 +159,7 @@ impl SurfaceOffsets {
             bias_values: ranges.take(sizes.bias_entries() as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
+            bests: ranges.take(sizes.max_num_seqs.max(SCAN_BLOCKS as usize) as u64 * 8),
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
             ropes: rotary
@@ -190,6 +192,7 @@ impl SurfaceOffsets {
             token_state: base + self.token_state,
             token_state_stride: self.token_state_stride as u32,
             vocab_size: sizes.vocab_size as u32,
+            bests: base + self.bests,
             partial: base + self.partial,
             statistic: base + self.statistic,
             max_model_len: sizes.max_model_len as u32,
@@ -310,7 +313,8 @@ pub fn load(
     let layout = Layout::fitting(device, &program, spec, options)?;
     let memory = ModelMemory::new(device, &layout)?;
     let bases = Bases { weights: memory.weights.pointer(), arena: memory.arena.pointer() };
-    let plan = plan(&program, &layout.weights, &layout.arena, bases)?;
+    let mut plan = plan(&program, &layout.weights, &layout.arena, bases)?;
+    plan.fuse(&program, device.compute_capability >= (9, 0));
     if let WeightOrigin::Random { seed } = origin {
         random_weights::fill(device, &program, &layout.weights, &memory.weights, *seed)?;
     }
