@@ -1,4 +1,5 @@
 //! The models that are tried: the bundled one, and small ones of every family with weights made up.
+#![allow(clippy::unwrap_used)]
 
 use super::any_device::{Failure, Model};
 use mserve_planner::model::{
