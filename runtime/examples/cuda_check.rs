@@ -1,8 +1,8 @@
 //! Checks the CUDA backend against the CPU's on a machine with a card, then times it on known shapes.
 //!
-//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama]
+//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama] [ops]
 //!
-//! Without arguments: everything but `demo` and `load`. Each section stands alone; one that fails is reported and the next goes on.
+//! Without arguments: everything but `demo`, `load` and `ops`. Each section stands alone; one that fails is reported and the next goes on.
 #![allow(clippy::unwrap_used)]
 
 use mserve_planner::model::*;
@@ -39,6 +39,10 @@ fn main() {
         section("Qwen2.5-0.5B shape", || {
             speed(&qwen_0_5b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)])
         });
+    }
+    if args.iter().any(|a| a == "ops") {
+        section("ops of a decode step, Qwen2.5-0.5B shape", || ops(&qwen_0_5b(), &[1, 8, 64, 256]));
+        section("ops of a decode step, Llama-3.1-8B shape", || ops(&llama_8b(), &[1, 64, 256]));
     }
     if asked("llama") {
         section("Llama-3.1-8B shape", || {
@@ -399,6 +403,36 @@ fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Ou
         let one_by_one = median(times);
         let ahead = pipelined(&mut runner, &lens, 16)?;
         println!("decode batch {batch}: {one_by_one:.3} ms a step one by one, {ahead:.3} ms with one step ahead");
+    }
+    Ok(())
+}
+
+/// Where the time of decode steps goes, at contexts of 1,024.
+fn ops(spec: &ModelSpec, batches: &[usize]) -> Outcome {
+    const BYTES_PER_US: f64 = 4.36e6;
+    let options = CudaOptions {
+        max_model_len: Some(8192),
+        graphs: GraphCapture::WhenNeeded,
+        tuning_budget: Duration::from_secs(4),
+        ..CudaOptions::default()
+    };
+    let mut backend = CudaBackend::load(spec, &WeightOrigin::Random { seed: 1 }, &options, &mut |_, _| {})?;
+    for &batch in batches {
+        // The cache holds zeros: the time does not depend on what stands in it.
+        let texts = prompts(&vec![1024; batch], spec.vocab_size);
+        let mut runner = Runner::new(&mut backend, &texts, 16, None);
+        runner.sequences.iter_mut().for_each(|s| s.computed = 1023);
+        runner.step(&vec![1; batch])?;
+        let times = backend.op_times(batch, 1024)?;
+        println!("batch {batch}: {:.0} us a step", times.step_us);
+        for op in times.ops {
+            let bound = op.bytes / BYTES_PER_US;
+            let share = op.removed_us * op.count as f64 / times.step_us * 100.0;
+            println!(
+                "  {:3} x {:34} {:7.2} us in the step, {:7.2} in a chain, bound {:7.2}, {:4.1} % of the step",
+                op.count, op.name, op.removed_us, op.chained_us, bound, share
+            );
+        }
     }
     Ok(())
 }

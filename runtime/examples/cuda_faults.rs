@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 const POKE: &str = r#"extern "C" __global__ void poke(int* at) { *at = 1; }"#;
 const BROKEN: &str = r#"extern "C" __global__ void broken(int* at) { *at = undeclared; }"#;
-const ONE_THREAD: Geometry = Geometry { grid: [1, 1, 1], block: 1, shared_bytes: 0, overlap: false };
+const ONE_THREAD: Geometry = Geometry { grid: [1, 1, 1], block: 1, shared_bytes: 0, overlap: false, cluster: 1 };
 
 fn main() {
     let dir: PathBuf = std::env::args().nth(1).expect("a model's directory").into();

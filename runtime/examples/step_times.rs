@@ -84,7 +84,7 @@ fn main() {
     let full = |decodes: usize| {
         let rest = most - decodes;
         let mut pieces = whole(rest / 1024, 1024);
-        pieces.extend((rest % 1024 > 0).then_some((0, rest % 1024, false)));
+        pieces.extend((!rest.is_multiple_of(1024)).then_some((0, rest % 1024, false)));
         pieces
     };
     let in_parts = [(512, 512, true), (0, 512, false)];

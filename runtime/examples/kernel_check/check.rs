@@ -191,8 +191,9 @@ pub fn sample(card: &Card) -> Outcome {
     let logits = Random::new(6).floats(vocab * rows, 10.0);
     let on = card.upload(&logits)?;
     let base = SampleRow { temperature: 0.7, ..SampleRow::GREEDY };
-    let kinds: [(&str, SampleRow); 5] = [
-        ("greedy", SampleRow { logprobs: Some(5), ..SampleRow::GREEDY }),
+    let kinds: [(&str, SampleRow); 6] = [
+        ("greedy", SampleRow::GREEDY),
+        ("greedy with logprobs", SampleRow { logprobs: Some(5), ..SampleRow::GREEDY }),
         ("plain", base),
         ("top_k 20 top_p 0.8", SampleRow { top_k: 20, top_p: 0.8, ..base }),
         ("top_p 0.05", SampleRow { top_p: 0.05, ..base }),
@@ -205,7 +206,13 @@ pub fn sample(card: &Card) -> Outcome {
         let (top_ids, top_logprobs) = (card.poisoned(rows * 20 * 4)?, card.poisoned(rows * 20 * 4)?);
         let args = [&on, &params].map(pointer).into_iter().chain([NULL, NULL, NULL]);
         let outputs = [&ids, &logprobs, &ranks, &top_ids, &top_logprobs].map(pointer);
-        let args: Vec<Arg> = args.chain(outputs).chain([int(vocab), int(vocab), int(vocab), int(20)]).collect();
+        let bests = card.poisoned(kernels::SCAN_BLOCKS as usize * 8)?;
+        let scan =
+            [pointer(&on), pointer(&params), NULL, NULL, NULL, pointer(&bests), int(vocab), int(vocab), int(vocab)];
+        card.run("sample_scan", 0, kernels::sample_scan(rows as u32), &scan)?;
+        let parts = kernels::sample_parts(rows as u32) as usize;
+        let tail = [pointer(&bests), int(vocab), int(vocab), int(vocab), int(20), int(parts)];
+        let args: Vec<Arg> = args.chain(outputs).chain(tail).collect();
         card.run("sample", 0, kernels::sample(rows as u32), &args)?;
         let ids = card.ints(&ids, rows)?;
         let mut mass = 0.0;
@@ -214,6 +221,12 @@ pub fn sample(card: &Card) -> Outcome {
             let max = f64::from(x.iter().copied().fold(f32::MIN, f32::max));
             let weight = |t: f64, v: f32| ((f64::from(v) - max) / t).exp();
             if row.temperature == 0.0 {
+                if row.logprobs.is_none() {
+                    if f64::from(x[id]) != max {
+                        return Err(format!("greedy row {r}: id {id} is not the likeliest").into());
+                    }
+                    continue;
+                }
                 let sum: f64 = x.iter().map(|&v| weight(1.0, v)).sum();
                 let got = card.floats(&logprobs, rows)?[r];
                 if f64::from(x[id]) != max || (got + sum.ln()).abs() > 1e-3 || card.ints(&ranks, rows)?[r] != 1 {

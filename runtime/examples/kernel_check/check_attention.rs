@@ -1,6 +1,6 @@
 //! Paged attention on the card against the plain sum.
 
-use super::card::{Caches, Card, Failure, Outcome, decode_variant, int, pointer, prefill_launch};
+use super::card::{Caches, Card, Failure, Outcome, int, pointer, prefill_launch};
 use super::numbers::{BF16_BOUND, Random, close};
 use half::bf16;
 use mserve_runtime::cuda::kernels::{self, Prefill};
@@ -113,7 +113,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
     let q = random.bf16s(lengths.len() * stride, 2.0);
     let q_on = card.upload(&q)?;
     let sequences = lengths.len() as u32;
-    for splits in [1, 7, 48] {
+    let entries = ["attn_decode", "attn_decode_early"];
+    for (splits, entry) in [1, 7, 48].into_iter().flat_map(|s| entries.map(|e| (s, e))) {
         let out = card.poisoned(lengths.len() * heads * case.head_dim * 2)?;
         let partial = card.poisoned(lengths.len() * heads * splits * case.head_dim * 4)?;
         let statistic = card.poisoned(lengths.len() * heads * splits * 8)?;
@@ -135,9 +136,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             Arg::Float(case.softcap),
             int(case.window),
         ];
-        let geometry =
-            kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, case.head_dim as u32, splits as u32);
-        card.run("attn_decode", case.head_dim as u32, decode_variant(geometry), &args)?;
+        let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
+        card.run(entry, case.head_dim as u32, geometry, &args)?;
         if splits > 1 {
             let args = [
                 pointer(&partial),
@@ -160,7 +160,7 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             }
         }
         let what =
-            format!("decode head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
+            format!("{entry} head_dim {} group {} window {} splits {splits}", case.head_dim, case.group, case.window);
         close(&what, &card.bf16s(&out, want.len())?, &want, BF16_BOUND)?;
     }
     Ok(())

@@ -10,9 +10,11 @@ mod card;
 mod check;
 mod check_attention;
 mod check_edges;
+mod check_fused;
 mod numbers;
 mod time;
 mod time_attention;
+mod time_fused;
 mod time_layer;
 mod time_products;
 
@@ -57,17 +59,19 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 11] {
+fn sections() -> [(&'static str, Section); 13] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
         ("check products", check::products),
+        ("check fused", check_fused::all),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
         ("time decode", time_attention::decode),
         ("time layer", time_layer::all),
         ("time products", time_products::all),
+        ("time fused", time_fused::all),
         ("time rows", time::rows),
         ("time sample", time::sample),
     ]

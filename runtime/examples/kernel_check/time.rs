@@ -109,6 +109,7 @@ pub fn sample(card: &Card) -> Outcome {
             }
         }
         let on = card.upload(&logits)?;
+        let bests = card.poisoned(kernels::SCAN_BLOCKS as usize * 8)?;
         let out = card.poisoned(256 * 20 * 4 * 5)?;
         for (name, row, passes) in kinds {
             for rows in [1, 32, 256] {
@@ -117,8 +118,12 @@ pub fn sample(card: &Card) -> Outcome {
                 let outputs = (0..5).map(|i| pointer_at(&out, i * 256 * 20 * 4));
                 let vocab = int(shape.vocab);
                 let us = card.time(4, |_| {
+                    let parts = kernels::sample_parts(rows as u32) as usize;
+                    let scan = [pointer(&on), pointer(&params), NULL, NULL, NULL, pointer(&bests), vocab, vocab, vocab];
+                    card.run("sample_scan", 0, kernels::sample_scan(rows as u32), &scan)?;
                     let args = [&on, &params].map(pointer).into_iter().chain([NULL, NULL, NULL]).chain(outputs.clone());
-                    let args: Vec<Arg> = args.chain([vocab, vocab, vocab, int(20)]).collect();
+                    let args: Vec<Arg> =
+                        args.chain([pointer(&bests), vocab, vocab, vocab, int(20), int(parts)]).collect();
                     card.run("sample", 0, kernels::sample(rows as u32), &args)
                 })?;
                 let bytes = f64::from(rows) * shape.vocab as f64 * 4.0 * passes;

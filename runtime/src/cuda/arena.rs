@@ -6,6 +6,9 @@ use mserve_planner::model::{BufferId, Op, Program, Rows};
 
 /// Addresses are multiples of this: enough for every vector load and for cuBLASLt's fastest kernels.
 pub const ALIGNMENT_BYTES: u64 = 256;
+/// How many ops after its place in the program one may still read its operands: a launch that does the work of several
+/// takes the place of the last.
+const FUSED_REACH: usize = 2;
 const BF16_BYTES: u64 = 2;
 const F32_BYTES: u64 = 4;
 
@@ -48,7 +51,7 @@ impl ArenaPlan {
         let lives = lives(program);
         let mut all: Vec<Option<Group>> = vec![None; program.buffers.len()];
         for (buffer, life) in lives.iter().enumerate() {
-            let Some((first, last)) = *life else { continue };
+            let Some((first, last)) = life.map(|(first, last)| (first, last + FUSED_REACH)) else { continue };
             let bytes = buffer_bytes(program, BufferId(buffer), most).next_multiple_of(ALIGNMENT_BYTES);
             let group = &mut all[group_of[buffer]];
             *group = Some(match *group {

@@ -3,13 +3,12 @@ mod idle;
 use super::buckets::bucket_for;
 use super::clock::Clock;
 use super::device::Device;
-use super::executor::PrefillChunks;
+use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
 use super::kernels::{BLOCK_SIZE, SAMPLE_ROW_WORDS, SampleRow, prefill_tiles};
 use super::load::{LoadedModel, check_model, load};
 use super::memory::DeviceMemory;
 use super::metadata::{self, MetadataLayout, StepShape};
-use super::prepare::run_products;
 use super::step_slots::{SLOTS, SlotSizes, StepSlot, WantedRow};
 use super::token_state::TokenStateSlots;
 use super::{CudaError, CudaOptions, GraphCapture, MemoryTerm};
@@ -183,6 +182,10 @@ impl CudaBackend {
         (t.remembered, t.measured, t.own, t.left)
     }
 
+    pub(super) const fn executor_mut(&mut self) -> &mut Executor {
+        &mut self.model.executor
+    }
+
     /// Puts a step into the device's stream and returns at once. Its results come from [`Self::oldest`], in order.
     /// A token id of `!row` stands for the token that the step before chose in its output row `row`.
     ///
@@ -191,11 +194,12 @@ impl CudaBackend {
     fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
         self.check(batch)?;
         self.model.executor.device.bind()?;
-        let (shape, mode, prefill) = self.shape(batch);
+        let (shape, mut mode, prefill) = self.shape(batch);
         if let Mode::Replay { bucket } = mode
             && !self.graphs.contains_key(&bucket)
+            && !self.capture(bucket)?
         {
-            self.capture(bucket)?;
+            mode = Mode::Launch;
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);

@@ -9,7 +9,7 @@ use super::linear::Linears;
 use super::memory::DevicePointer;
 use super::metadata::{MetadataLayout, StepShape};
 use super::module::Arg;
-use super::plan::{DeviceOp, GatedActivation, HeadSizes, LinearOp, Plan};
+use super::plan::{DeviceOp, FusedLinear, GatedActivation, HeadSizes, InputNorm, LinearOp, Plan};
 use mserve_planner::model::Rows;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ pub struct Surfaces {
     pub token_state: DevicePointer,
     pub token_state_stride: u32,
     pub vocab_size: u32,
+    /// Scratch of the choice of tokens, `max(max_num_seqs, SCAN_BLOCKS)` u64.
+    pub bests: DevicePointer,
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
@@ -37,6 +39,8 @@ pub struct Surfaces {
     pub max_model_len: u32,
     /// Cosine and sine tables of each rope.
     pub ropes: Vec<RopeTable>,
+    /// How the copy engine sees each layer's keys and values; filled in where the prefill kernel wants it.
+    pub cache_maps: Vec<(DevicePointer, DevicePointer)>,
     /// Keys and values of each layer.
     pub layers: Vec<(DevicePointer, DevicePointer)>,
 }
@@ -105,6 +109,20 @@ impl Executor {
     /// not exceed, alive until the stream has passed (for a captured run: every replay). The metadata on the device must
     /// be of this shape when the launches run: its block numbers, slots and positions are followed.
     pub unsafe fn run(&mut self, shape: &StepShape, prefill: PrefillChunks) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.run_where(shape, prefill, &|_| true) }
+    }
+
+    /// As [`Self::run`], for the ops of [`Self::ops`] whose index `keep` wants; the choice of tokens follows the last.
+    ///
+    /// # Safety
+    /// As [`Self::run`].
+    pub unsafe fn run_where(
+        &mut self,
+        shape: &StepShape,
+        prefill: PrefillChunks,
+        keep: &dyn Fn(usize) -> bool,
+    ) -> Result<(), CudaError> {
         let layout = MetadataLayout::new(shape);
         let word = |at: usize| self.surfaces.metadata + 4 * at as u64;
         let step = Step {
@@ -118,22 +136,30 @@ impl Executor {
             output_rows: word(layout.output_rows),
             sample_rows: word(layout.sample_rows),
         };
-        for at in 0..self.plan.ops.len() {
+        let count = self.ops(shape).len();
+        for at in (0..count).filter(|&at| keep(at)) {
+            let op = self.ops(shape)[at];
             // SAFETY: passed on from the caller.
-            unsafe { self.op(at, &step)? };
+            unsafe { self.op(&op, &step)? };
+        }
+        if !keep(count) {
+            return Ok(());
         }
         // SAFETY: as above.
         unsafe { self.sample(&step) }
     }
 
-    unsafe fn op(&mut self, at: usize, step: &Step<'_>) -> Result<(), CudaError> {
-        if let DeviceOp::Linear(linear) = self.plan.ops[at] {
-            // SAFETY: passed on from the caller, as in each call below.
-            return unsafe { self.linear(&linear, step) };
-        }
-        // SAFETY: as above.
+    /// The ops of a step of this shape: with few rows, and a token a sequence, some are one.
+    pub fn ops(&self, shape: &StepShape) -> &[DeviceOp] {
+        self.plan.ops_for(shape)
+    }
+
+    unsafe fn op(&mut self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller, as in each call below.
         unsafe {
-            match &self.plan.ops[at] {
+            match op {
+                DeviceOp::Linear(linear) => self.linear(linear, step),
+                DeviceOp::Fused(fused) => self.fused(fused, step),
                 DeviceOp::Embed { table, out, width, vocab, scale } => {
                     let args = [
                         Arg::Pointer(step.token_ids),
@@ -163,7 +189,6 @@ impl Executor {
                         [Arg::Pointer(*x), Arg::Pointer(step.output_rows), Arg::Pointer(*out), Arg::Int(*width as i32)];
                     self.kernels.gather_rows.launch(&kernels::gather(step.shape.outputs as u32, *width), &args)
                 }
-                DeviceOp::Linear(_) => Ok(()),
             }
         }
     }
@@ -171,6 +196,41 @@ impl Executor {
     unsafe fn linear(&mut self, op: &LinearOp, step: &Step<'_>) -> Result<(), CudaError> {
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step.
         unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands(op)) }
+    }
+
+    unsafe fn fused(&self, op: &FusedLinear, step: &Step<'_>) -> Result<(), CudaError> {
+        let (kernel, linear) = (&kernels::FUSED[op.kernel], &op.linear);
+        let none = InputNorm { weight: 0, eps: 0.0 };
+        let norm = op.norm.unwrap_or(none);
+        let rows = step.rows(linear.rows) as u32;
+        let table = op.rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
+        let (keys, values) = op.rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
+        let heads = op.rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
+        let args = [
+            Arg::Pointer(linear.weight),
+            Arg::Pointer(linear.x),
+            Arg::Pointer(norm.weight),
+            Arg::Pointer(linear.bias.unwrap_or(0)),
+            Arg::Pointer(linear.residual.unwrap_or(0)),
+            Arg::Pointer(linear.out),
+            Arg::Int(rows as i32),
+            Arg::Int(linear.n as i32),
+            Arg::Int(linear.k as i32),
+            Arg::Float(norm.eps),
+            Arg::Int(i32::from(linear.f32_out)),
+            Arg::Pointer(step.positions),
+            Arg::Pointer(step.slot_mapping),
+            Arg::Pointer(table.cos),
+            Arg::Pointer(table.sin),
+            Arg::Pointer(keys),
+            Arg::Pointer(values),
+            Arg::Int(heads.heads as i32),
+            Arg::Int(heads.kv_heads as i32),
+            Arg::Int(heads.head_dim as i32),
+        ];
+        // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step; the
+        // kernel takes this shape (`kernels::fused_for`).
+        unsafe { self.kernels.fused[op.kernel].launch(&kernel.geometry(rows, linear.n, op.clusters), &args) }
     }
 
     unsafe fn norm(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
@@ -189,7 +249,9 @@ impl Executor {
     }
 
     unsafe fn rope(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {
-        let DeviceOp::RopeKvWrite { qkv, heads, rope, q_norm, k_norm, eps, offset, layer } = op else { return Ok(()) };
+        let DeviceOp::RopeKvWrite { qkv, heads, rope, q_norm, k_norm, eps, offset, layer, .. } = op else {
+            return Ok(());
+        };
         let Some(attention) = self.kernels.by_head_dim.get(&heads.head_dim) else { return Err(no_kernels(heads)) };
         let none = RopeTable { cos: 0, sin: 0, rotary: 0 };
         let table = rope.map_or(none, |r| self.surfaces.ropes[r]);
@@ -240,9 +302,11 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, heads.head_dim, splits);
+            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
+            let early = kernels::attn_decode_is_early(&geometry, heads.head_dim);
+            let kernel = if early { &attention.decode_early } else { &attention.decode };
             // SAFETY: passed on from the caller.
-            unsafe { attention.decode.launch(&geometry, &args)? };
+            unsafe { kernel.launch(&geometry, &args)? };
             // A launch of its own: on an H200 the kernel that also adds up took 8 us a layer more at batch 1.
             if splits > 1 {
                 let args = [
@@ -258,11 +322,15 @@ impl Executor {
             }
         }
         if step.prefill.tiles > 0 {
+            let caches = match attention.prefill_shape.takes_maps() {
+                true => self.surfaces.cache_maps[*layer],
+                false => (keys, values),
+            };
             let mut args = vec![
                 Arg::Pointer(*qkv),
                 Arg::Int(q_stride),
-                Arg::Pointer(keys),
-                Arg::Pointer(values),
+                Arg::Pointer(caches.0),
+                Arg::Pointer(caches.1),
                 Arg::Pointer(step.query_start),
                 Arg::Pointer(step.context_len),
                 Arg::Pointer(self.surfaces.block_tables),
@@ -283,6 +351,20 @@ impl Executor {
 
     unsafe fn sample(&self, step: &Step<'_>) -> Result<(), CudaError> {
         let (s, out) = (&self.surfaces, &self.surfaces.outputs);
+        let rows = step.shape.outputs as u32;
+        let scan = [
+            Arg::Pointer(self.plan.logits),
+            Arg::Pointer(step.sample_rows),
+            Arg::Pointer(s.token_state),
+            Arg::Pointer(s.bias_tokens),
+            Arg::Pointer(s.bias_values),
+            Arg::Pointer(s.bests),
+            Arg::Int(s.vocab_size as i32),
+            Arg::Int(self.plan.logits_stride as i32),
+            Arg::Int(s.token_state_stride as i32),
+        ];
+        // SAFETY: passed on from the caller; `bests` has room for the parts of all rows.
+        unsafe { self.kernels.sample_scan.launch(&kernels::sample_scan(rows), &scan)? };
         let args = [
             Arg::Pointer(self.plan.logits),
             Arg::Pointer(step.sample_rows),
@@ -294,13 +376,15 @@ impl Executor {
             Arg::Pointer(out.ranks),
             Arg::Pointer(out.top_ids),
             Arg::Pointer(out.top_logprobs),
+            Arg::Pointer(s.bests),
             Arg::Int(s.vocab_size as i32),
             Arg::Int(self.plan.logits_stride as i32),
             Arg::Int(s.token_state_stride as i32),
             Arg::Int(out.top_max as i32),
+            Arg::Int(kernels::sample_parts(rows) as i32),
         ];
         // SAFETY: passed on from the caller.
-        unsafe { self.kernels.sample.launch(&kernels::sample(step.shape.outputs as u32), &args) }
+        unsafe { self.kernels.sample.launch(&kernels::sample(rows), &args) }
     }
 
     /// Starts a token-state slot from scratch. The lists are (address, count) on the device.

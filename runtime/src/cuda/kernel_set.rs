@@ -19,10 +19,13 @@ pub struct KernelSet {
     pub gelu_mul: Kernel,
     pub gelu_tanh_mul: Kernel,
     pub gather_rows: Kernel,
+    pub sample_scan: Kernel,
     pub sample: Kernel,
     pub token_state_reset: Kernel,
     /// Small matrix products, in the order of [`Products::ALL`].
     pub products: Vec<Kernel>,
+    /// Products with what surrounds them, in the order of [`kernels::FUSED`].
+    pub fused: Vec<Kernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
 }
 
@@ -30,6 +33,7 @@ pub struct KernelSet {
 pub struct AttentionKernels {
     pub rope: Kernel,
     pub decode: Kernel,
+    pub decode_early: Kernel,
     pub combine: Kernel,
     pub prefill: Kernel,
     pub prefill_shape: Prefill,
@@ -87,7 +91,6 @@ impl KernelSet {
         for head_dim in modules.keys().filter_map(|(_, d)| *d) {
             let d = Some(head_dim);
             let shape = Prefill::new(head_dim, device.compute_capability, device.multiprocessors);
-            let decode_bytes = kernels::attn_decode(1, 1, 1, head_dim, 1).shared_bytes;
             let (prefill, shared_bytes) = (shape.entry(), shape.geometry(1, 1, head_dim).shared_bytes);
             if shared_bytes > device.shared_memory_per_block_bytes {
                 let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
@@ -97,7 +100,8 @@ impl KernelSet {
                 head_dim,
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                    decode: get("attn_decode", d, "attn_decode", decode_bytes)?,
+                    decode: get("attn_decode", d, "attn_decode", 0)?,
+                    decode_early: get("attn_decode", d, "attn_decode_early", 0)?,
                     combine: get("attn_decode", d, "attn_combine", 0)?,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                     prefill_shape: shape,
@@ -112,9 +116,14 @@ impl KernelSet {
             gelu_mul: get("gated_act", None, "gelu_mul", 0)?,
             gelu_tanh_mul: get("gated_act", None, "gelu_tanh_mul", 0)?,
             gather_rows: get("gather", None, "gather_rows", 0)?,
+            sample_scan: get("sample", None, "sample_scan", 0)?,
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
+            fused: kernels::FUSED
+                .iter()
+                .map(|f| get(f.file(), None, f.entry, f.shared_bytes()))
+                .collect::<Result<_, _>>()?,
             by_head_dim,
         })
     }

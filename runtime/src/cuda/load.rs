@@ -9,12 +9,13 @@ use super::error::MemoryTerm;
 use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS};
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill, SCAN_BLOCKS};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
 use super::plan::{Bases, HeadSizes, Plan, plan};
 use super::prepare::{Prepared, prepare};
 use super::step_slots::{device_output_bytes, output_surfaces};
+use super::tensor_map::{TENSOR_MAP_BYTES, tensor_map};
 use super::weights::WeightLayout;
 use super::{CudaError, CudaOptions, WeightOrigin, random_weights, upload};
 use crate::backend::rope::Rope;
@@ -137,9 +138,11 @@ struct SurfaceOffsets {
     bias_values: u64,
     token_state: u64,
     token_state_stride: usize,
+    bests: u64,
     partial: u64,
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
+    cache_maps: u64,
     bytes: u64,
 }
 
@@ -156,6 +159,7 @@ impl SurfaceOffsets {
             bias_values: ranges.take(sizes.bias_entries() as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
+            bests: ranges.take(sizes.max_num_seqs.max(SCAN_BLOCKS as usize) as u64 * 8),
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
             ropes: rotary
@@ -165,8 +169,15 @@ impl SurfaceOffsets {
                     (ranges.take(bytes), ranges.take(bytes), rotary)
                 })
                 .collect(),
+            cache_maps: ranges.take((layers.len() * 2 * TENSOR_MAP_BYTES) as u64),
             bytes: ranges.bytes,
         }
+    }
+
+    /// Of a layer's keys and of its values.
+    fn cache_maps(&self, base: DevicePointer, layer: u64) -> (DevicePointer, DevicePointer) {
+        let at = base + self.cache_maps + layer * 2 * TENSOR_MAP_BYTES as u64;
+        (at, at + TENSOR_MAP_BYTES as u64)
     }
 
     fn surfaces(&self, base: DevicePointer, sizes: &Sizes, layers: Vec<(DevicePointer, DevicePointer)>) -> Surfaces {
@@ -181,13 +192,37 @@ impl SurfaceOffsets {
             token_state: base + self.token_state,
             token_state_stride: self.token_state_stride as u32,
             vocab_size: sizes.vocab_size as u32,
+            bests: base + self.bests,
             partial: base + self.partial,
             statistic: base + self.statistic,
             max_model_len: sizes.max_model_len as u32,
             ropes: ropes.collect(),
+            cache_maps: (0..layers.len() as u64).map(|layer| self.cache_maps(base, layer)).collect(),
             layers,
         }
     }
+}
+
+/// Writes the maps of each layer's keys and values where the card's prefill kernel reads maps.
+fn write_cache_maps(
+    device: &Device,
+    plan: &Plan,
+    surfaces: &Surfaces,
+    num_blocks: u64,
+    memory: &DeviceMemory,
+) -> Result<(), CudaError> {
+    for (layer, heads) in plan.layers.iter().enumerate() {
+        let prefill = Prefill::new(heads.head_dim, device.compute_capability, device.multiprocessors);
+        if !prefill.takes_maps() {
+            continue;
+        }
+        let rows = num_blocks * u64::from(heads.kv_heads * BLOCK_SIZE);
+        let ((keys, values), (key_map, value_map)) = (surfaces.layers[layer], surfaces.cache_maps[layer]);
+        for (cache, map) in [(keys, key_map), (values, value_map)] {
+            memory.write(map - memory.pointer(), &tensor_map(device, cache, rows, heads.head_dim)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether this backend has a kernel for everything that the model does. Touches no card.
@@ -278,7 +313,8 @@ pub fn load(
     let layout = Layout::fitting(device, &program, spec, options)?;
     let memory = ModelMemory::new(device, &layout)?;
     let bases = Bases { weights: memory.weights.pointer(), arena: memory.arena.pointer() };
-    let plan = plan(&program, &layout.weights, &layout.arena, bases)?;
+    let mut plan = plan(&program, &layout.weights, &layout.arena, bases)?;
+    plan.fuse(&program, device.compute_capability >= (9, 0));
     if let WeightOrigin::Random { seed } = origin {
         random_weights::fill(device, &program, &layout.weights, &memory.weights, *seed)?;
     }
@@ -310,6 +346,7 @@ pub fn load(
     let Layout { sizes, offsets, budget, .. } = layout;
     let layers = cache_layers(&plan.layers, memory.kv_cache.pointer(), budget.num_blocks);
     let surfaces = offsets.surfaces(memory.surfaces.pointer(), &sizes, layers);
+    write_cache_maps(device, &plan, &surfaces, budget.num_blocks, &memory.surfaces)?;
     let executor = Executor { device: device.clone(), plan, kernels, linears, surfaces };
     Ok(LoadedModel {
         executor,

@@ -97,6 +97,8 @@ pub struct Geometry {
     /// May begin while the kernel before it ends (programmatic dependent launch, Hopper on): only for kernels that wait
     /// with `griddepcontrol.wait` before they read what others wrote.
     pub overlap: bool,
+    /// Blocks along y that run together and share their memory (Hopper on); 1: none. Divides the grid's y.
+    pub cluster: u32,
 }
 
 /// One argument, of the size that the kernel's parameter has.
@@ -151,10 +153,19 @@ impl Kernel {
         }
         let device = &self.module.device;
         // SAFETY: an attribute is plain data; zero is the value of every field not set here.
-        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let overlap = geometry.overlap && device.compute_capability >= (9, 0);
+        let mut attributes: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        if geometry.overlap && device.compute_capability >= (9, 0) {
+            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if geometry.cluster > 1 {
+            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            let dimension = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: geometry.cluster, z: 1 };
+            attributes[count].value.clusterDim = dimension;
+            count += 1;
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: geometry.grid[0],
             gridDimY: geometry.grid[1],
@@ -164,10 +175,10 @@ impl Kernel {
             blockDimZ: 1,
             sharedMemBytes: geometry.shared_bytes,
             hStream: device.stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(overlap),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
         };
-        // SAFETY: config, attribute and cells live until the call returns, which is when the driver has copied them;
+        // SAFETY: config, attributes and cells live until the call returns, which is when the driver has copied them;
         // number and sizes of the arguments were checked; the caller vouches for what the pointers point to.
         let result = unsafe {
             sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut())

@@ -2,8 +2,10 @@
 
 use super::CudaError;
 use super::arena::{ArenaPlan, is_logits};
+use super::fusion::DecodeOps;
 use super::gemm::GemmShape;
 use super::memory::DevicePointer;
+use super::metadata::StepShape;
 use super::weights::WeightLayout;
 use mserve_planner::model::{
     Activation, AttentionId, BufferId, KvSource, LinearWeights, Mask, NormKind, Op, Program, Rows, WeightId,
@@ -20,7 +22,7 @@ pub struct Bases {
 }
 
 /// One kernel or product, or two, at fixed addresses. Row counts are those of the step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum DeviceOp {
     Embed {
         table: DevicePointer,
@@ -47,6 +49,8 @@ pub enum DeviceOp {
         heads: HeadSizes,
         /// Index of the cos/sin tables and how many dimensions rotate; `None` without rope.
         rope: Option<usize>,
+        /// Whether all dimensions of a head rotate.
+        whole: bool,
         q_norm: Option<DevicePointer>,
         k_norm: Option<DevicePointer>,
         eps: f32,
@@ -77,6 +81,37 @@ pub enum DeviceOp {
         out: DevicePointer,
         width: u32,
     },
+    /// A product with what surrounds it, for few rows: see `fusion`.
+    Fused(FusedLinear),
+}
+
+/// One launch of `fused_linear.cu`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FusedLinear {
+    /// x is that of the norm; out and n are those of the gate.
+    pub linear: LinearOp,
+    pub norm: Option<InputNorm>,
+    pub rotated: Option<RotatedOutput>,
+    /// Index into [`super::kernels::FUSED`].
+    pub kernel: usize,
+    /// Blocks of a cluster.
+    pub clusters: u32,
+}
+
+/// RMS norm of a product's input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InputNorm {
+    pub weight: DevicePointer,
+    pub eps: f32,
+}
+
+/// Where packed QKV goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotatedOutput {
+    pub heads: HeadSizes,
+    /// Index of the cos/sin tables.
+    pub rope: usize,
+    pub layer: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +159,10 @@ pub enum GatedActivation {
 /// All ops of a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// One for each of the program's.
     pub ops: Vec<DeviceOp>,
+    /// Shorter lists for decode steps, by rising rows.
+    pub decode: Vec<DecodeOps>,
     /// Logits `[outputs, logits_stride]` f32.
     pub logits: DevicePointer,
     pub logits_stride: u32,
@@ -132,6 +170,16 @@ pub struct Plan {
     pub ropes: Vec<AttentionId>,
     /// Sizes of each layer's cache.
     pub layers: Vec<HeadSizes>,
+}
+
+impl Plan {
+    /// The ops of a step of this shape.
+    pub fn ops_for(&self, shape: &StepShape) -> &[DeviceOp] {
+        let StepShape { tokens, decodes, sequences, outputs } = *shape;
+        let pure_decode = [decodes, sequences, outputs] == [tokens; 3];
+        let list = self.decode.iter().find(|d| pure_decode && tokens <= d.rows_max);
+        list.map_or(&self.ops, |d| &d.ops)
+    }
 }
 
 /// Fills in the addresses.
@@ -150,6 +198,7 @@ pub fn plan(program: &Program, weights: &WeightLayout, arena: &ArenaPlan, bases:
         logits_stride: planner.stride(program.output),
         layers: planner.layers.iter().map(|&a| planner.heads(a)).collect(),
         ropes: planner.ropes,
+        decode: Vec::new(),
         ops,
     })
 }
@@ -202,6 +251,7 @@ impl Planner<'_> {
                 qkv: self.at(*qkv),
                 heads: self.heads(*attention),
                 rope: self.rope(*attention),
+                whole: self.rotates_whole(*attention),
                 q_norm: q_norm.map(|w| self.weight(w)),
                 k_norm: k_norm.map(|w| self.weight(w)),
                 eps: norm.eps as f32,
@@ -277,6 +327,11 @@ impl Planner<'_> {
             self.ropes.push(attention);
             self.ropes.len() - 1
         }))
+    }
+
+    fn rotates_whole(&self, attention: AttentionId) -> bool {
+        let spec = self.program.attention(attention);
+        spec.rope.as_ref().is_some_and(|rope| rope.rotary_dim == spec.head_dim)
     }
 
     fn layer(&self, attention: AttentionId) -> usize {

@@ -10,7 +10,7 @@ use mserve_planner::model::{Program, WeightId};
 use std::sync::Arc;
 
 const SOURCE: &str = include_str!("random_weights.cu");
-const GEOMETRY: Geometry = Geometry { grid: [1056, 1, 1], block: 256, shared_bytes: 0, overlap: false };
+const GEOMETRY: Geometry = Geometry { grid: [1056, 1, 1], block: 256, shared_bytes: 0, overlap: false, cluster: 1 };
 
 /// Matrices get a spread of inputs^-1/2, norms ones, biases zeros: activations keep their size from layer to layer.
 pub fn fill(

@@ -110,7 +110,7 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
   Buffer<float> partial(n * heads * splits * hd);
   Buffer<float2> statistic(n * heads * splits);
   const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 96 << 10, [&] {
+  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
     decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
            partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
   });
@@ -172,15 +172,23 @@ void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::
 
 inline void test_attention() {
   test_decode(at16::attn_decode, at16::attn_combine, 16, 2, 2, 2, {0, 0});
+  test_decode(at16::attn_decode_early, at16::attn_combine, 16, 2, 2, 2, {0, 0});
   test_decode(at32::attn_decode, at32::attn_combine, 32, 2, 2, 3, {0, 0});
+  test_decode(at32::attn_decode_early, at32::attn_combine, 32, 2, 2, 3, {0, 0});
   test_prefill(at16::attn_prefill, 16, 32, {50}, {3}, {0, 0});
   test_prefill(at32::attn_prefill, 32, 32, {133}, {40}, {30, 0});
   test_decode(at64::attn_decode, at64::attn_combine, 64, 2, 7, 5, {0, 0});
+  test_decode(at64::attn_decode_early, at64::attn_combine, 64, 2, 7, 5, {0, 0});
   test_decode(at80::attn_decode, at80::attn_combine, 80, 2, 1, 3, {0, 0});
+  test_decode(at80::attn_decode_early, at80::attn_combine, 80, 2, 1, 3, {0, 0});
   test_decode(at96::attn_decode, at96::attn_combine, 96, 1, 8, 2, {70, 0});
+  test_decode(at96::attn_decode_early, at96::attn_combine, 96, 1, 8, 2, {70, 0});
   test_decode(at128::attn_decode, at128::attn_combine, 128, 2, 4, 1, {0, 0});
+  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 2, 4, 1, {0, 0});
   test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 12, 6, {0, 5});
+  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 12, 6, {0, 5});
   test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
+  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 4, 4, {33, 0});
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0}, 2);
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {300}, {0}, {0, 0}, 9);
   test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0}, 3);

@@ -32,8 +32,10 @@ struct Fiber {
   jmp_buf at;
   ucontext_t start;
   std::unique_ptr<char[]> stack;
-  dim3 thread;
+  dim3 thread, block;
+  int rank = 0;  // of the block in its cluster
   bool done = false;
+  unsigned cluster_generation = 0;
   std::vector<std::vector<Copy>> groups{1};  // the last is not committed yet
 };
 
@@ -49,17 +51,22 @@ struct Warp {
 
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
-inline Barrier block_barrier, named_barriers[16];
+inline std::vector<Barrier> block_barriers;
+inline Barrier cluster_barrier;
+inline int cluster = 1;
+inline size_t shared_of_block;  // bytes from one block's to the next one's
+inline Barrier named_barriers[16];
 inline std::vector<std::function<void()>> landings;  // of copies that a barrier hears of
 inline int current, alive;
 inline jmp_buf scheduler;
-inline dim3 block_index, grid, block;
+inline dim3 grid, block;
 inline std::vector<unsigned char> shared;
 inline std::function<void()> body;
 inline std::mt19937 order{1};
 
 [[noreturn]] inline void fail(const char* what) {
-  std::printf("FAILED: %s (block %d %d %d thread %d)\n", what, block_index.x, block_index.y, block_index.z, current);
+  const dim3 b = fibers[current].block;
+  std::printf("FAILED: %s (block %d %d %d thread %d)\n", what, b.x, b.y, b.z, fibers[current].thread.x);
   std::fflush(stdout);
   std::_Exit(1);
 }
@@ -80,7 +87,10 @@ inline void land(const Copy& copy) {
   else std::memset((void*)copy.to, 0, 16);
 }
 inline int lane() { return fibers[current].thread.x & 31; }
-inline Warp& warp() { return warps[fibers[current].thread.x >> 5]; }
+inline Warp& warp() { return warps[fibers[current].rank * ((block.x + 31) / 32) + (fibers[current].thread.x >> 5)]; }
+inline unsigned char* shared_begin() {
+  return (unsigned char*)((uintptr_t(shared.data()) + 1023) / 1024 * 1024) + fibers[current].rank * shared_of_block;
+}
 // Every lane shows `n` words; returns the table of all lanes.
 inline uint32_t (*show(const uint32_t* words, int n))[8] {
   Warp& w = warp();
@@ -97,15 +107,18 @@ inline void entry() {
   _longjmp(scheduler, 1);
 }
 
-inline void run_block(int threads) {
+// The blocks of a cluster together; without clusters, one block.
+inline void run_cluster(dim3 first, int threads_of_block) {
   constexpr size_t STACK = 64 << 10;
+  const int threads = threads_of_block * cluster;
   if (fibers.size() != size_t(threads)) {
     fibers.clear();
     fibers.resize(threads);
     for (auto& f : fibers) f.stack = std::make_unique<char[]>(STACK);
   }
   warps.assign((threads + 31) / 32, Warp());
-  block_barrier = {};
+  block_barriers.assign(cluster, {});
+  cluster_barrier = {};
   for (Barrier& b : named_barriers) b = {};
   std::fill(shared.begin(), shared.end(), 0xff);  // NaN
   alive = threads;
@@ -113,7 +126,9 @@ inline void run_block(int threads) {
   for (int i = 0; i < threads; i++) {
     turn[i] = i;
     Fiber& f = fibers[i];
-    f.thread = {i, 0, 0};
+    f.thread = {i % threads_of_block, 0, 0};
+    f.rank = i / threads_of_block;
+    f.block = {first.x, first.y + f.rank, first.z};
     f.done = false;
     f.groups.assign(1, {});
     getcontext(&f.start);
@@ -151,21 +166,20 @@ inline void run_block(int threads) {
   if (!landings.empty()) fail("a thread ended with copies under way");
 }
 
-inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<void()> f) {
-  grid = g, block = {threads, 1, 1}, body = std::move(f);
-  shared.assign(dynamic_shared + 1024, 0xff);
+// `clusters`: blocks of a cluster, which lie along y.
+inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<void()> f, int clusters = 1) {
+  grid = g, block = {threads, 1, 1}, body = std::move(f), cluster = clusters;
+  shared_of_block = (dynamic_shared + 1023) / 1024 * 1024;
+  shared.assign(shared_of_block * clusters + 1024, 0xff);
   for (int z = 0; z < g.z; z++)
-    for (int y = 0; y < g.y; y++)
-      for (int x = 0; x < g.x; x++) {
-        block_index = {x, y, z};
-        run_block(threads);
-      }
+    for (int y = 0; y < g.y; y += clusters)
+      for (int x = 0; x < g.x; x++) run_cluster({x, y, z}, threads);
 }
 
 }  // namespace emu
 
 #define threadIdx (emu::fibers[emu::current].thread)
-#define blockIdx emu::block_index
+#define blockIdx (emu::fibers[emu::current].block)
 #define gridDim emu::grid
 #define blockDim emu::block
 #define __device__
@@ -175,7 +189,7 @@ inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<voi
 #define __shared__ static
 #define __align__(n) alignas(n)
 
-inline void __syncthreads() { emu::meet(emu::block_barrier, emu::block.x); }
+inline void __syncthreads() { emu::meet(emu::block_barriers[emu::fibers[emu::current].rank], emu::block.x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline void __syncwarp() { uint32_t none = 0; emu::show(&none, 1); }
 template <class T> T shuffle(T v, int from) {

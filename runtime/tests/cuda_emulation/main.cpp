@@ -1,9 +1,10 @@
-// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|sample]
+// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|fused|sample]
 
 
 #include "check.hpp"
 
 #include "attention_test.hpp"
+#include "fused_linear_test.hpp"
 #include "gemv_test.hpp"
 #include "rows_test.hpp"
 #include "sample_test.hpp"
@@ -16,6 +17,7 @@ int main(int argc, char** argv) {
   part("rows", test_rows);
   part("attention", test_attention);
   part("gemv", test_gemv);
+  part("fused", test_fused_linear);
   part("sample", test_sample);
   return failures ? 1 : 0;
 }

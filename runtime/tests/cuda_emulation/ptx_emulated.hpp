@@ -14,7 +14,7 @@ struct alignas(16) u32x4 { u32 r[4]; };
 #define KERNEL inline
 #define DEVICE inline
 #define DEVICE_CALL inline
-#define DYNAMIC_SHARED(name) u8* name = (u8*)((uintptr_t(emu::shared.data()) + 1023) / 1024 * 1024)
+#define DYNAMIC_SHARED(name) u8* name = emu::shared_begin()
 #define FULL_WARP 0xffffffffu
 #define DEVICE_COUNTER inline u32
 
@@ -36,6 +36,9 @@ inline u32x4 load_stream(const void* p) { return load_as<u32x4>(p); }
 inline u32x2 load_stream8(const void* p) { return load_as<u32x2>(p); }
 inline u32 load_stream4(const void* p) { return load_as<u32>(p); }
 inline u32x4 load_weights(const void* p) { return load_as<u32x4>(p); }
+inline u32 mul_bf16x2(u32 a, u32 b) {
+  return pack_bf16(bf16_value(a & 0xffff) * bf16_value(b & 0xffff), bf16_value(a >> 16) * bf16_value(b >> 16));
+}
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 // m16n8k16 by the fragment tables of the PTX ISA: lane = 4 * group + c holds A rows group and group + 8.
@@ -102,3 +105,23 @@ template <int PENDING> inline void copy_async_wait() {
 }
 inline void wait_for_previous_kernels() {}
 inline void let_next_kernel_start() {}
+
+inline int cluster_size() { return emu::cluster; }
+inline int cluster_rank() { return emu::fibers[emu::current].rank; }
+inline void cluster_arrive() {
+  auto& b = emu::cluster_barrier;
+  emu::fibers[emu::current].cluster_generation = b.generation;
+  if (++b.arrived == emu::block.x * emu::cluster) b.arrived = 0, b.generation++;
+}
+inline void cluster_wait() {
+  while (emu::cluster_barrier.generation == emu::fibers[emu::current].cluster_generation) emu::yield();
+}
+inline void store_in_cluster(smem_t at, int rank, float v) {
+  const smem_t there = at + (rank - cluster_rank()) * emu::shared_of_block;
+  check_shared(there, 4);
+  std::memcpy((void*)there, &v, 4);
+}
+inline void store_in_cluster4(smem_t at, int rank, float a, float b, float c, float d) {
+  if (at % 16) emu::fail("shared memory: misaligned");
+  store_in_cluster(at, rank, a), store_in_cluster(at + 4, rank, b), store_in_cluster(at + 8, rank, c), store_in_cluster(at + 12, rank, d);
+}

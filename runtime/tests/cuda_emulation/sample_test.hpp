@@ -33,9 +33,16 @@ struct Sampler {
   int run(const SampleRow& p) {
     Buffer<SampleRow> row(1);
     row[0] = p;
+    const int parts = integer_between(0, 3) * 5;  // 0: without the scan
+    Buffer<u64> bests(16);
+    if (parts > 0)
+      emu::launch({parts, 1}, 256, 0, [&] {
+        sampling::sample_scan(logits.data(), row.data(), state.data(), listed.data(), bias.data(), bests.data(), vocab, stride,
+                              state_stride);
+      });
     emu::launch({1}, 1024, 0, [&] {
       sampling::sample(logits.data(), row.data(), state.data(), listed.data(), bias.data(), ids.data(), logprobs.data(),
-                       ranks.data(), top_ids.data(), top_logprobs.data(), vocab, stride, state_stride, top_max);
+                       ranks.data(), top_ids.data(), top_logprobs.data(), bests.data(), vocab, stride, state_stride, top_max, parts);
     });
     return ids[0];
   }
@@ -103,7 +110,7 @@ inline void test_sample() {
     SampleRow p = plain_row();
     p.temperature = 0;
     s.logits[vocab - 1] = 9.f, s.logits[vocab / 3] = 9.f;
-    expect(s.run(p) == vocab / 3, "greedy takes the lower id of a tie");
+    for (int i = 0; i < 4; i++) expect(s.run(p) == vocab / 3, "greedy takes the lower id of a tie");
     p.logprobs = 5, s.run(p);
     double sum = 0;
     const auto x = s.adjusted(p);

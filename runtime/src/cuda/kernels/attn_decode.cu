@@ -7,6 +7,8 @@
 // `splits` is the most that the graph allows; a sequence uses fewer when its context is short (used_splits), and with one
 // the decode kernel writes `out` itself and attn_combine has nothing to do.
 // (Combining in the block that ends last, by a ticket, was 2-4 us slower a layer on an H200 than the second launch.)
+// attn_decode_early: the same, for grids that leave room on the card: each warp's first tile is read before the wait for
+// the kernel before, which takes registers.
 // Grid of attn_decode: (splits, kv_heads * ceil(group / 8), sequences), 128 threads. Of attn_combine: (heads, sequences).
 //
 // K and V go from global memory straight into mma fragments: a dot product does not mind a permuted index, so each lane
@@ -19,43 +21,65 @@
 #define VALUE_WORDS (HEAD_DIM / 64)
 #define VALUE_TAIL ((HEAD_DIM % 64) / 8)   // elements a lane takes of what 64 does not divide: 0, 2 or 4
 #define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)  // arrays of a head_dim that has none
-// Tiles of a warp that are under way, in shared memory, for head dimensions that 64 divides; 0: straight to registers.
-#ifndef DEPTH
-#define DEPTH (HEAD_DIM % 64 ? 0 : HEAD_DIM == 64 ? 4 : 3)
-#endif
-#define PIECES (2 * QUERY_WORDS + 4 * VALUE_WORDS)  // of 16 bytes that a lane has of a tile
-#define RING_BYTES (DEPTH * PIECES * 512)           // of a warp
 #define TILE_MIN_PER_SPLIT (2 * WARPS)
 #define MASKED -1e30f
 
 DEVICE int used_splits(int tiles, int splits) { return max(1, min(splits, ceil_div(tiles, TILE_MIN_PER_SPLIT))); }
 DEVICE int first_tile(int length, int window) { return window > 0 ? max(0, length - window) >> 4 : 0; }
 
-KERNEL void __launch_bounds__(WARPS * 32)
-attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,
+template <bool EARLY> DEVICE void
+decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,
             const bf16* __restrict__ value_cache, const int* __restrict__ block_table,
             const int* __restrict__ context_len, bf16* __restrict__ out, float* __restrict__ partial,
             float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale, float softcap, int window) {
-#if DEPTH
-  DYNAMIC_SHARED(shared);
-#endif
   const int split = blockIdx.x, splits = gridDim.x, b = blockIdx.z;
   const int whole_group = heads / kv_heads, passes = ceil_div(whole_group, 8);
   const int h = blockIdx.y / passes, pass = blockIdx.y - h * passes;
   const int group = min(8, whole_group - pass * 8), head0 = h * whole_group + pass * 8;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = lane >> 2, c4 = lane & 3;
   let_next_kernel_start();
-  wait_for_previous_kernels();
+  // What this step's kernels do not write is read before the wait: lengths, tables, and all of the cache but the newest
+  // token of each sequence, which is in its last tile.
   const int length = context_len[b];
   if (length <= 0) {
+    wait_for_previous_kernels();
     if (split == 0)
       for (int i = threadIdx.x; i < group * HEAD_DIM; i += WARPS * 32) out[((u64)b * heads + head0) * HEAD_DIM + i] = 0;
     return;
   }
   const int begin = window > 0 ? max(0, length - window) : 0, tile0 = first_tile(length, window), tiles = (length + 15) >> 4;
   const int used = used_splits(tiles - tile0, splits), per = ceil_div(tiles - tile0, used);
-  if (split >= used) return;
+  if (split >= used) return wait_for_previous_kernels();
   const int t0 = tile0 + split * per, t1 = min(tiles, t0 + per);
+
+  int blocks = 0;
+  u32x4 k[2][AT_LEAST_ONE(QUERY_WORDS)], v[AT_LEAST_ONE(VALUE_WORDS)][4];
+  u32x2 kt[2], vt[4];
+  const auto load_tile = [&](int it, int t) {
+    if ((it & 31) == 0) {  // the warp's next 32 block numbers, one a lane
+      const int tt = t + WARPS * lane;
+      blocks = tt < t1 ? block_table[(u64)b * max_blocks + tt] : 0;
+    }
+    const u64 base = ((u64)__shfl_sync(FULL_WARP, blocks, it & 31) * kv_heads + h) * (16 * HEAD_DIM);
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+      const bf16* from = key_cache + base + (n * 8 + row) * HEAD_DIM;
+#pragma unroll
+      for (int j = 0; j < QUERY_WORDS; j++) k[n][j] = load_stream(from + c4 * 8 + 32 * j);
+      if (QUERY_TAIL) kt[n] = load_stream8(from + 32 * QUERY_WORDS + c4 * 4);
+    }
+#pragma unroll
+    for (int y = 0; y < 4; y++) {
+      const bf16* from = value_cache + base + (c4 * 2 + (y & 1) + (y >> 1) * 8) * HEAD_DIM;
+#pragma unroll
+      for (int x = 0; x < VALUE_WORDS; x++) v[x][y] = load_stream(from + row * 8 + 64 * x);
+      if (VALUE_TAIL == 4) vt[y] = load_stream8(from + 64 * VALUE_WORDS + row * 4);
+      if (VALUE_TAIL == 2) vt[y].r[0] = load_stream4(from + 64 * VALUE_WORDS + row * 2);
+    }
+  };
+  const bool early = EARLY && t0 + warp < min(t1, tiles - 1);
+  if (early) load_tile(0, t0 + warp);
+  wait_for_previous_kernels();
 
   const bf16* query = q + (u64)b * q_stride + (u64)(head0 + row) * HEAD_DIM;
   u32x4 qa[AT_LEAST_ONE(QUERY_WORDS)];
@@ -73,64 +97,7 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   for (int i = 0; i < VALUE_TAIL; i++) ot[i][0] = ot[i][1] = 0.f;
 
   float m = MASKED, l = 0.f;
-  int blocks = 0, begun = 0;
-  // Address of the warp's next tile; the numbers of its next 32 blocks are read at a time, one a lane.
-  const auto next_tile = [&](int tile) -> u64 {
-    if ((begun & 31) == 0) {
-      const int mine = tile + WARPS * lane;
-      blocks = mine < t1 ? block_table[(u64)b * max_blocks + mine] : 0;
-    }
-    return ((u64)(u32)__shfl_sync(FULL_WARP, blocks, begun++ & 31) * kv_heads + h) * (16 * HEAD_DIM);
-  };
-#if DEPTH
-  // Each lane copies and reads back its own pieces, so that no lane waits for another.
-  const smem_t ring = smem_address(shared) + warp * RING_BYTES + lane * 16;
-  const auto begin_tile = [&](int tile) {
-    if (tile < t1) {
-      const smem_t to = ring + (begun % DEPTH) * (PIECES * 512);
-      const u64 base = next_tile(tile);
-#pragma unroll
-      for (int i = 0; i < 2 * QUERY_WORDS; i++)
-        copy_async_16(to + i * 512, key_cache + base + ((i & 1) * 8 + row) * HEAD_DIM + c4 * 8 + 32 * (i >> 1), true);
-#pragma unroll
-      for (int i = 0; i < 4 * VALUE_WORDS; i++)
-        copy_async_16(to + (2 * QUERY_WORDS + i) * 512,
-                      value_cache + base + (c4 * 2 + (i & 1) + (i >> 1 & 1) * 8) * HEAD_DIM + row * 8 + 64 * (i >> 2), true);
-    }
-    copy_async_commit();
-  };
-#pragma unroll
-  for (int i = 0; i < DEPTH; i++) begin_tile(t0 + warp + i * WARPS);
-#endif
-  for (int t = t0 + warp, slot = 0; t < t1; t += WARPS) {
-    u32x4 k[2][AT_LEAST_ONE(QUERY_WORDS)], v[AT_LEAST_ONE(VALUE_WORDS)][4];
-    u32x2 kt[2], vt[4];
-#if DEPTH
-    copy_async_wait<DEPTH - 1>();
-    const smem_t at = ring + slot * (PIECES * 512);
-    slot = slot + 1 == DEPTH ? 0 : slot + 1;
-#pragma unroll
-    for (int i = 0; i < 2 * QUERY_WORDS; i++) k[i & 1][i >> 1] = load_shared16(at + i * 512);
-#pragma unroll
-    for (int i = 0; i < 4 * VALUE_WORDS; i++) v[i >> 2][i & 3] = load_shared16(at + (2 * QUERY_WORDS + i) * 512);
-#else
-    const u64 base = next_tile(t);
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-      const bf16* from = key_cache + base + (n * 8 + row) * HEAD_DIM;
-#pragma unroll
-      for (int j = 0; j < QUERY_WORDS; j++) k[n][j] = load_stream(from + c4 * 8 + 32 * j);
-      if (QUERY_TAIL) kt[n] = load_stream8(from + 32 * QUERY_WORDS + c4 * 4);
-    }
-#pragma unroll
-    for (int y = 0; y < 4; y++) {
-      const bf16* from = value_cache + base + (c4 * 2 + (y & 1) + (y >> 1) * 8) * HEAD_DIM;
-#pragma unroll
-      for (int x = 0; x < VALUE_WORDS; x++) v[x][y] = load_stream(from + row * 8 + 64 * x);
-      if (VALUE_TAIL == 4) vt[y] = load_stream8(from + 64 * VALUE_WORDS + row * 4);
-      if (VALUE_TAIL == 2) vt[y].r[0] = load_stream4(from + 64 * VALUE_WORDS + row * 2);
-    }
-#endif
+  const auto take_tile = [&](int t) {
     float c[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -192,9 +159,11 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
       mma_bf16_top(ot[i], a0, a2, __byte_perm(vt[0].r[i >> 1], vt[1].r[i >> 1], half),
                    __byte_perm(vt[2].r[i >> 1], vt[3].r[i >> 1], half));
     }
-#if DEPTH
-    begin_tile(t + DEPTH * WARPS);
-#endif
+  };
+  if (early) take_tile(t0 + warp);
+  for (int it = early, t = t0 + warp + early * WARPS; t < t1; t += WARPS, it++) {
+    load_tile(it, t);
+    take_tile(t);
   }
   l += __shfl_xor_sync(FULL_WARP, l, 1);
   l += __shfl_xor_sync(FULL_WARP, l, 2);
@@ -233,38 +202,57 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   }
 }
 
-// One query head out of its splits; each thread has an element.
-DEVICE void combine_head(u64 head, const float* partial, const float2* statistic, bf16* out, int splits, int used) {
-  const int d = threadIdx.x;
-  if (d >= HEAD_DIM) return;
-  float most = MASKED, weight = 0.f, value = 0.f;
-  for (int s = 0; s < used; s++) most = fmaxf(most, statistic[head * splits + s].x);
-  for (int s = 0; s < used; s++) {
-    const float2 v = statistic[head * splits + s];
-    const float f = exp2_fast(v.x - most);
-    weight += v.y * f, value += partial[(head * splits + s) * HEAD_DIM + d] * f;
+#define DECODE(NAME, EARLY)                                                                                              \
+  KERNEL void __launch_bounds__(WARPS * 32)                                                                              \
+      NAME(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,                                 \
+           const bf16* __restrict__ value_cache, const int* __restrict__ block_table,                                    \
+           const int* __restrict__ context_len, bf16* __restrict__ out, float* __restrict__ partial,                     \
+           float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale, float softcap,          \
+           int window) {                                                                                                 \
+    decode<EARLY>(q, q_stride, key_cache, value_cache, block_table, context_len, out, partial, statistic, max_blocks,    \
+                  heads, kv_heads, scale, softcap, window);                                                              \
   }
-  out[head * HEAD_DIM + d] = to_bf16(value / weight);
+DECODE(attn_decode, false)
+DECODE(attn_decode_early, true)
+
+// One query head out of its splits; each thread has an element, and a lane the statistic of splits lane and lane + 32.
+DEVICE void combine_head(u64 head, const float* partial, const float2* statistic, bf16* out, int splits, int used) {
+  const int d = threadIdx.x, lane = threadIdx.x & 31;
+  const float2 none = make_float2(MASKED, 0.f);
+  const float2 low = lane < used ? statistic[head * splits + lane] : none;
+  const float2 high = lane + 32 < used ? statistic[head * splits + lane + 32] : none;
+  const float most = warp_max(fmaxf(low.x, high.x));
+  const float f_low = exp2_fast(low.x - most), f_high = exp2_fast(high.x - most);
+  const float weight = warp_sum(low.y * f_low + high.y * f_high);
+  const float* from = partial + head * splits * HEAD_DIM + (d < HEAD_DIM ? d : 0);
+  float value = 0.f;
+  for (int s0 = 0; s0 < used; s0 += 8) {
+    float part[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) part[i] = s0 + i < used ? from[(u64)(s0 + i) * HEAD_DIM] : 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) value += part[i] * __shfl_sync(FULL_WARP, s0 < 32 ? f_low : f_high, (s0 + i) & 31);
+  }
+  if (d < HEAD_DIM) out[head * HEAD_DIM + d] = to_bf16(value / weight);
 }
 
+// splits up to 64.
 KERNEL void __launch_bounds__(128)
 attn_combine(const float* partial, const float2* statistic, const int* context_len, bf16* out, int splits, int window) {
   let_next_kernel_start();
-  wait_for_previous_kernels();
-  const int length = context_len[blockIdx.y];
+  const int length = context_len[blockIdx.y];  // not written by kernels
   const int used = used_splits(((length + 15) >> 4) - first_tile(length, window), splits);
+  wait_for_previous_kernels();
   if (length <= 0 || used == 1) return;
   combine_head((u64)blockIdx.y * gridDim.x + blockIdx.x, partial, statistic, out, splits, used);
 }
 
-#undef DEPTH
 #undef WARPS
 #undef QUERY_WORDS
-#undef PIECES
 #undef QUERY_TAIL
 #undef VALUE_WORDS
 #undef VALUE_TAIL
-#undef RING_BYTES
 #undef TILE_MIN_PER_SPLIT
 #undef MASKED
 #undef AT_LEAST_ONE
+#undef DECODE

@@ -7,15 +7,19 @@ use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
 /// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
 pub const NORM_WIDTH_MAX: u32 = 32_768;
 /// Blocks of the decode attention that 132 multiprocessors hold at a time, by their registers: up to this head_dim.
-const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 660), (80, 528), (96, 396), (128, 396)];
+const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 396)];
+/// The same for `attn_decode_early`.
+const EARLY_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 264)];
 /// More splits than this only make the combination longer.
 const SPLITS_MAX: u32 = 48;
+/// Blocks of `sample_scan`.
+pub const SCAN_BLOCKS: u32 = 1024;
 const WARP: u32 = 32;
 /// From here on a row is work enough for a warp.
 const MANY_ROWS: u32 = 1024;
 
 const fn plain(grid: [u32; 3], block: u32) -> Geometry {
-    Geometry { grid, block, shared_bytes: 0, overlap: true }
+    Geometry { grid, block, shared_bytes: 0, overlap: true, cluster: 1 }
 }
 
 /// Threads for rows of `width` elements, 8 a thread, in whole warps.
@@ -60,25 +64,31 @@ pub fn gated_act(rows: u32, width: u32) -> Geometry {
 pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
     let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
     let pairs = (sequences * kv_heads).max(1);
-    let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
-    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
-    let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
+    let (resident, early) =
+        (of_head_dim(&DECODE_BLOCKS_RESIDENT, head_dim), of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim));
+    // A few sequences are bound by latency: better all of their blocks early.
+    let resident = if pairs * 4 <= early { early } else { resident };
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves, or thirds of rather less than a
+    // round, even that out; from 1.4 rounds on, or with small heads, they cost more than they bring (measured).
+    let wanted = match pairs * 10 / resident {
+        5..=6 if head_dim > 64 => 3,
+        11..=13 => 2,
+        _ => resident / pairs,
+    };
     wanted.clamp(1, most)
 }
 
-pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, head_dim: u32, splits: u32) -> Geometry {
-    let grid = [splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences];
-    Geometry { shared_bytes: decode_shared_bytes(head_dim), ..plain(grid, 128) }
+pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
+    plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
 }
 
-/// What four warps have under way: three or four tiles of 16 keys and values each.
-const fn decode_shared_bytes(head_dim: u32) -> u32 {
-    let depth = match head_dim {
-        64 => 4,
-        _ if head_dim.is_multiple_of(64) => 3,
-        _ => 0,
-    };
-    4 * depth * 16 * head_dim * 4
+/// Whether `attn_decode_early` is for this launch: its registers leave room for all blocks at a time.
+pub fn attn_decode_is_early(geometry: &Geometry, head_dim: u32) -> bool {
+    geometry.grid.iter().product::<u32>() <= of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim)
+}
+
+fn of_head_dim(table: &[(u32, u32)], head_dim: u32) -> u32 {
+    table.iter().find(|(most, _)| head_dim <= *most).or(table.last()).map_or(1, |(_, blocks)| *blocks)
 }
 
 /// Needed when `splits` is more than one.
@@ -101,7 +111,7 @@ pub enum Prefill {
 }
 
 impl Prefill {
-    /// The fastest for a card. Both kernels take the same arguments.
+    /// The fastest for a card. Both kernels take the same arguments, but for [`Self::takes_maps`].
     pub fn new(head_dim: u32, compute_capability: (i32, i32), multiprocessors: u32) -> Self {
         match (compute_capability.0, head_dim) {
             (9, 64 | 128) => Self::WarpgroupProducts { multiprocessors },
@@ -114,6 +124,11 @@ impl Prefill {
             Self::WarpProducts { .. } => "attn_prefill",
             Self::WarpgroupProducts { .. } => "attn_prefill_wgmma",
         }
+    }
+
+    /// Maps of the caches in place of the caches themselves.
+    pub const fn takes_maps(self) -> bool {
+        matches!(self, Self::WarpgroupProducts { .. })
     }
 
     /// `tiles` from [`prefill_tiles`]; more do no harm.
@@ -135,6 +150,16 @@ impl Prefill {
 
 pub fn sample(rows: u32) -> Geometry {
     plain([rows, 1, 1], 1024)
+}
+
+/// Blocks that look at one row in `sample_scan`: about eight a multiprocessor in all. Scratch: `rows * parts` u64, at most
+/// the larger of `rows` and [`SCAN_BLOCKS`].
+pub fn sample_parts(rows: u32) -> u32 {
+    (SCAN_BLOCKS / rows.max(1)).clamp(1, 128)
+}
+
+pub fn sample_scan(rows: u32) -> Geometry {
+    plain([sample_parts(rows), rows, 1], 256)
 }
 
 pub fn token_state_reset() -> Geometry {
@@ -214,16 +239,23 @@ mod tests {
 
     #[test]
     fn decode_fills_the_card_and_no_more() {
-        assert_eq!(splits(1, 8, 128, 131_072), 48);
+        assert_eq!(splits(1, 8, 128, 131_072), 33);
         assert_eq!(splits(1, 8, 128, 512), 4);
-        assert_eq!(splits(8, 8, 128, 131_072), 6);
-        assert_eq!(splits(32, 8, 128, 131_072), 1);
+        assert_eq!(splits(8, 8, 128, 131_072), 4);
+        assert_eq!(splits(32, 8, 128, 131_072), 3);
+        assert_eq!(splits(512, 2, 64, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);
         assert_eq!(splits(256, 8, 128, 131_072), 1);
-        assert_eq!(splits(64, 2, 64, 131_072), 5);
+        assert_eq!(splits(64, 2, 64, 131_072), 4);
+        assert!(
+            [1, 8, 32, 64, 128, 256]
+                .iter()
+                .all(|&s| attn_decode_is_early(&attn_decode(s, 14, 2, splits(s, 2, 64, 8192)), 64))
+        );
         assert_eq!(splits(1, 2, 64, 1), 1);
-        let decode = attn_decode(3, 32, 2, 128, 5);
-        assert_eq!((decode.grid, decode.shared_bytes), ([5, 4, 3], 96 << 10));
+        assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
+        assert!(attn_decode_is_early(&attn_decode(1, 14, 2, 48), 64));
+        assert!(!attn_decode_is_early(&attn_decode(64, 32, 8, 2), 128));
     }
 
     #[test]
@@ -251,6 +283,12 @@ mod tests {
             assert!(product(&p, 4096).grid[0] * p.rows_per_block >= 4096);
             assert!(p.takes(1, 4096, 4096) && !p.takes(p.rows_max + 1, 4096, 4096) && !p.takes(1, 4096, 4100));
         }
+    }
+
+    #[test]
+    fn a_scan_needs_no_more_scratch_than_there_is() {
+        assert_eq!([1, 8, 64, 256, 2000].map(sample_parts), [128, 128, 16, 4, 1]);
+        assert!((1..4096).all(|rows| sample_parts(rows) * rows <= SCAN_BLOCKS.max(rows)));
     }
 
     #[test]

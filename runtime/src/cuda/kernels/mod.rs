@@ -2,17 +2,19 @@
 //!
 //! Sources are header-free CUDA C++ (`*.cu`, one op a file), embedded as text; every file opens with what it does, the
 //! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
-//! the arithmetic they share; both precede each file. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
+//! the arithmetic they share; both precede each file. `wgmma.cuh` and `linear.cuh` precede those that name them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
 //!
 //! Arguments are device pointers, i32 and f32 only, in the order of the `.cu` file's entry.
 
+mod fused;
 mod geometry;
 mod sample_row;
 
 pub use super::module::Geometry;
+pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
-    Prefill, Products, attn_combine, attn_decode, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope,
-    sample, splits, token_state_reset,
+    Prefill, Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_decode_is_early, embed, gated_act, gather,
+    prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
 
@@ -28,6 +30,7 @@ pub const PREFILL_ROWS: u32 = 128;
 const PTX: &str = include_str!("ptx.cuh");
 const PRELUDE: &str = include_str!("prelude.cuh");
 const WGMMA: &str = include_str!("wgmma.cuh");
+const LINEAR: &str = include_str!("linear.cuh");
 
 /// A `.cu` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +64,11 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 11] = [
+pub const FILES: [KernelFile; 13] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
-    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_combine"]),
+    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_decode_early", "attn_combine"]),
     file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
     file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
     file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
@@ -89,7 +92,28 @@ pub const FILES: [KernelFile; 11] = [
             "skinny_silu_mul_w8",
         ]
     ),
-    file!("sample", Variants::Once, ["sample"]),
+    file!(
+        "fused_linear",
+        Variants::Once,
+        [
+            "fused_gemv_plain",
+            "fused_gemv_gated",
+            "fused_gemv_rotated",
+            "fused_m8_plain_t1_w8",
+            "fused_m8_plain_t1_w16",
+            "fused_m8_gated_t2_w8",
+            "fused_m8_rotated_t1_w16",
+            "fused_m16_plain_t1_w16",
+            "fused_m16_gated_t2_w8",
+            "fused_m16_rotated_t1_w8",
+        ]
+    ),
+    file!(
+        "tile_linear",
+        Variants::Once,
+        ["tile_m32_plain_c8", "tile_m32_gated_c2", "tile_m32_rotated_c8", "tile_m64_plain_c8", "tile_m64_rotated_c8",]
+    ),
+    file!("sample", Variants::Once, ["sample_scan", "sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
 
@@ -102,8 +126,12 @@ impl KernelFile {
     /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
-        let wgmma = if matches!(self.variants, Variants::HopperHeadDims(_)) { WGMMA } else { "" };
-        let text = format!("{PTX}\n{PRELUDE}\n{wgmma}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
+        let shared = match self.name {
+            _ if matches!(self.variants, Variants::HopperHeadDims(_)) => WGMMA,
+            "fused_linear" | "tile_linear" => LINEAR,
+            _ => "",
+        };
+        let text = format!("{PTX}\n{PRELUDE}\n{shared}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
         let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
         if self.name == "attn_prefill" {
             options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability)));
@@ -144,9 +172,11 @@ mod tests {
         for f in FILES {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
-            // The two macros of gemv.cu hold a KERNEL line each that declares nothing by itself.
-            let declared =
-                made("KERNEL") + made("GEMV(") + made("SKINNY(") - made("#define GEMV(") - made("#define SKINNY(");
+            // The macros of some files hold a KERNEL line each that declares nothing by itself.
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE("];
+            let by_macro: usize = macros.iter().map(|m| made(m)).sum();
+            let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
+            let declared = made("KERNEL") + by_macro - definitions;
             assert_eq!(declared, f.entries.len(), "{}", f.name);
             for entry in f.entries {
                 let macro_made = f.name == "gemv" && entry.starts_with("gemv_");

@@ -52,6 +52,13 @@ DEVICE u32x4 load_weights(const void* p) {
   return v;
 }
 
+// Two products of bf16, each rounded once.
+DEVICE u32 mul_bf16x2(u32 a, u32 b) {
+  u32 r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000u));
+  return r;
+}
+
 DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -110,5 +117,45 @@ DEVICE void wait_for_previous_kernels() {
 DEVICE void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Clusters: blocks that run together and reach one another's shared memory. One block below sm_90.
+DEVICE int cluster_size() {
+  u32 n = 1;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+#endif
+  return (int)n;
+}
+DEVICE int cluster_rank() {
+  u32 r = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+#endif
+  return (int)r;
+}
+// Every thread of every block of the cluster arrives once, then waits; what was written before arriving is seen after.
+DEVICE void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+DEVICE void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// To the place in block `rank` that `at` is in this one.
+DEVICE void store_in_cluster(smem_t at, int rank, float v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }"
+               ::"r"(at), "r"(rank), "f"(v) : "memory");
+#endif
+}
+DEVICE void store_in_cluster4(smem_t at, int rank, float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5}; }"
+               ::"r"(at), "r"(rank), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 #endif
 }

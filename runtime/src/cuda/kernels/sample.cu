@@ -6,12 +6,16 @@
 // [rows] and ranks [rows] of the chosen token, and top_ids, top_logprobs [rows, top_max], from the raw logits.
 // The chosen token's count in token_state is raised. Grid: one block of 1,024 threads a row. vocab up to 2^24.
 //
+// sample_scan: the likeliest token of each part of each greedy row, into bests [rows, parts]: several blocks a row, so that
+// a few rows use the whole card. `sample` behind it then only compares parts (0 parts: it looks at the logits itself).
+// Grid: (parts, rows), 256 threads; parts up to 1,024.
+//
 // Order of operations and ties are those of engine::sampler: penalties, bias, temperature, min_p, top-k, top-p; equal
 // logits go by lower id. With top-k up to 512, or a nucleus that lies within the likeliest 512, the kept tokens are
 // gathered and sorted in shared memory. Otherwise the cut is found by bisection on the bits of the logits; there, tokens
 // that tie at the cut are all kept.
 // Expected: bytes, rows * vocab * 4 * passes (1 greedy, 2 sampled, 3 or 4 with logprobs); a single row is bound by one
-// multiprocessor's arithmetic and share of L2: 10-20 us a pass at 128k.
+// multiprocessor's arithmetic and share of L2: 10-20 us a pass at 128k. Greedy with a scan: 5 us for few rows.
 
 #define THREADS 1024
 #define GATHER_MAX 2048     // gathered candidates
@@ -338,32 +342,91 @@ DEVICE int choose(const Logits& logits, const SampleRow& p, u64 best, u64 best_o
   return pick_by_id(logits, weigh, cut, u, s);
 }
 
+DEVICE bool is_greedy(const SampleRow& p) { return !(p.temperature >= GREEDY_TEMPERATURE); }
+DEVICE Logits logits_of(const SampleRow& p, const float* all_logits, const u16* state, const int* bias_tokens,
+                        const float* bias_values, int row, int row_stride, int vocab) {
+  return {all_logits + (u64)row * row_stride, state, bias_tokens + p.bias_begin, bias_values + p.bias_begin, vocab,
+          p.bias_count, p.repetition_penalty, p.presence_penalty, p.frequency_penalty};
+}
+
+#define SCAN_THREADS 256
+#define SCAN_LOADS 4  // under way a thread
+
+KERNEL void __launch_bounds__(SCAN_THREADS)
+sample_scan(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows, const u16* token_state,
+            const int* __restrict__ bias_tokens, const float* __restrict__ bias_values, u64* __restrict__ bests, int vocab,
+            int row_stride, int state_stride) {
+  __shared__ u64 shared_bests[SCAN_THREADS / 32];
+  const int row = blockIdx.y, part = blockIdx.x;
+  let_next_kernel_start();
+  const SampleRow p = rows[row];  // not written by kernels
+  wait_for_previous_kernels();
+  if (!p.active || !is_greedy(p) || p.logprobs >= 0) return;
+  const u16* state = p.state_slot >= 0 ? token_state + (u64)p.state_slot * state_stride : nullptr;
+  const Logits logits = logits_of(p, all_logits, state, bias_tokens, bias_values, row, row_stride, vocab);
+  const int length = ceil_div(ceil_div(vocab, 4), (int)gridDim.x) * 4, begin = part * length, end = min(vocab, begin + length);
+  float best_x = minus_infinity();
+  int best_id = min(begin + (int)threadIdx.x * 4, vocab - 1);
+  for (int base = begin + threadIdx.x * 4; base < end; base += SCAN_THREADS * 4 * SCAN_LOADS) {
+    float4 v[SCAN_LOADS];
+#pragma unroll
+    for (int i = 0; i < SCAN_LOADS; i++)
+      if (base + i * SCAN_THREADS * 4 < end) v[i] = *(const float4*)(logits.row + base + i * SCAN_THREADS * 4);
+#pragma unroll
+    for (int i = 0; i < SCAN_LOADS; i++) {
+      const int at = base + i * SCAN_THREADS * 4;
+      if (at >= end) continue;
+      // Ids rise within a thread, so that the first of equals stays.
+      const auto keep = [&](int id, float, float x) { if (x > best_x) best_x = x, best_id = id; };
+      logits.give4(v[i], at, keep);
+    }
+  }
+  u64 best = candidate(best_x, best_id);
+#pragma unroll
+  for (int o = 16; o; o >>= 1) {
+    const u64 other = __shfl_xor_sync(FULL_WARP, best, o);
+    best = other > best ? other : best;
+  }
+  if ((threadIdx.x & 31) == 0) shared_bests[threadIdx.x >> 5] = best;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int i = 1; i < SCAN_THREADS / 32; i++) best = shared_bests[i] > best ? shared_bests[i] : best;
+  bests[(u64)row * gridDim.x + part] = best;
+}
+
 KERNEL void __launch_bounds__(THREADS)
 sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows, u16* token_state,
        const int* __restrict__ bias_tokens, const float* __restrict__ bias_values, int* __restrict__ token_ids,
        float* __restrict__ logprobs, int* __restrict__ ranks, int* __restrict__ top_ids,
-       float* __restrict__ top_logprobs, int vocab, int row_stride, int state_stride, int top_max) {
+       float* __restrict__ top_logprobs, const u64* __restrict__ bests, int vocab, int row_stride, int state_stride,
+       int top_max, int parts) {
   __shared__ SampleShared s;
   let_next_kernel_start();
+  const SampleRow p = rows[blockIdx.x];  // not written by kernels
   wait_for_previous_kernels();
-  const SampleRow p = rows[blockIdx.x];
   if (!p.active) return;
   u16* state = p.state_slot >= 0 ? token_state + (u64)p.state_slot * state_stride : nullptr;
-  const Logits logits = {all_logits + (u64)blockIdx.x * row_stride, state, bias_tokens + p.bias_begin,
-                         bias_values + p.bias_begin, vocab, p.bias_count, p.repetition_penalty, p.presence_penalty,
-                         p.frequency_penalty};
+  const Logits logits = logits_of(p, all_logits, state, bias_tokens, bias_values, blockIdx.x, row_stride, vocab);
   const bool wants_logprobs = p.logprobs >= 0;
-  // Ids rise within a thread, so that the first of equals stays.
-  float best_x = minus_infinity(), raw_sum = 0.f, raw_max = minus_infinity();
-  int best_id = threadIdx.x * 4, raw_id = best_id;
-  logits.each([&](int id, float raw, float x) {
-    if (x > best_x) best_x = x, best_id = id;
-    if (wants_logprobs) {
-      if (raw > raw_max) raw_sum *= exp2_fast((raw_max - raw) * LOG2E), raw_max = raw, raw_id = id;
-      if (raw > minus_infinity()) raw_sum += exp2_fast((raw - raw_max) * LOG2E);
-    }
-  });
-  u64 best = candidate(best_x, best_id);
+  float raw_sum = 0.f, raw_max = minus_infinity();
+  int raw_id = threadIdx.x * 4;
+  u64 best = 0;
+  if (parts > 0 && is_greedy(p) && !wants_logprobs) {
+    if (threadIdx.x < parts) best = bests[(u64)blockIdx.x * parts + threadIdx.x];
+  } else {
+    // Ids rise within a thread, so that the first of equals stays.
+    float best_x = minus_infinity();
+    int best_id = threadIdx.x * 4;
+    logits.each([&](int id, float raw, float x) {
+      if (x > best_x) best_x = x, best_id = id;
+      if (wants_logprobs) {
+        if (raw > raw_max) raw_sum *= exp2_fast((raw_max - raw) * LOG2E), raw_max = raw, raw_id = id;
+        if (raw > minus_infinity()) raw_sum += exp2_fast((raw - raw_max) * LOG2E);
+      }
+    });
+    best = candidate(best_x, best_id);
+  }
   const u64 raw_best = candidate(raw_max, raw_id);
   const u64 best_of_thread = best;
   best = block_best(best, s);
@@ -380,7 +443,7 @@ sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows,
     }
     __syncthreads();
     id = s.chosen;
-  } else if (!(p.temperature >= GREEDY_TEMPERATURE)) {
+  } else if (is_greedy(p)) {
     id = candidate_id(best);
   } else {
     id = choose(logits, p, best, best_of_thread, s);
@@ -416,4 +479,6 @@ sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows,
     if (state != nullptr && (state[id] & STATE_COUNT) < STATE_COUNT) state[id]++;
   }
 }
+#undef SCAN_LOADS
+#undef SCAN_THREADS
 #undef THREADS

@@ -1,0 +1,210 @@
+//! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
+//! instead of three. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
+
+use super::kernels::{After, FusedShape, fused_for};
+use super::memory::DevicePointer;
+use super::plan::{DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, Plan, RotatedOutput};
+use mserve_planner::model::{BufferId, Op, Program};
+
+/// The ops of decode steps of up to so many rows, one token a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodeOps {
+    pub rows_max: usize,
+    pub ops: Vec<DeviceOp>,
+}
+
+/// Rows up to which the choice of kernels stays the same.
+const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
+
+impl Plan {
+    /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
+    pub fn fuse(&mut self, program: &Program, clusters: bool) {
+        let list = |&rows_max: &usize| DecodeOps {
+            rows_max,
+            ops: Fusion { program, ops: &self.ops, rows: rows_max, clusters }.run(),
+        };
+        self.decode = ROW_CLASSES.iter().map(list).collect();
+    }
+}
+
+struct Fusion<'a> {
+    program: &'a Program,
+    /// One for each of the program's.
+    ops: &'a [DeviceOp],
+    rows: usize,
+    clusters: bool,
+}
+
+/// Ops that one launch replaces, and the launch.
+type Replacement = (usize, DeviceOp);
+
+impl Fusion<'_> {
+    fn run(&self) -> Vec<DeviceOp> {
+        let mut out = Vec::with_capacity(self.ops.len());
+        let mut at = 0;
+        // Rows are outputs, in order: gathering would copy them. What reads the copy reads the rows themselves.
+        let mut gathered: Option<DevicePointer> = None;
+        while at < self.ops.len() {
+            if let (Op::GatherLast { out: copy, .. }, DeviceOp::GatherLast { x, .. }) =
+                (&self.program.ops[at], &self.ops[at])
+                && self.read_only_by(*copy, &[at + 1])
+                && matches!(self.ops.get(at + 1), Some(DeviceOp::Norm { add: None, .. } | DeviceOp::Linear(_)))
+            {
+                gathered = Some(*x);
+                at += 1;
+                continue;
+            }
+            let (count, mut op) = self.replacement(at).unwrap_or((1, self.ops[at]));
+            if let Some(from) = gathered.take() {
+                match &mut op {
+                    DeviceOp::Norm { x, .. } => *x = from,
+                    DeviceOp::Linear(linear) | DeviceOp::Fused(FusedLinear { linear, .. }) => linear.x = from,
+                    _ => {}
+                }
+            }
+            out.push(op);
+            at += count;
+        }
+        out
+    }
+
+    fn replacement(&self, at: usize) -> Option<Replacement> {
+        if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset: 0.0, .. }) =
+            (&self.program.ops[at], &self.ops[at])
+        {
+            let DeviceOp::Linear(linear) = self.ops.get(at + 1)? else { return None };
+            if !self.read_only_by(*out, &[at + 1]) {
+                return None;
+            }
+            let norm = InputNorm { weight: *weight, eps: *eps };
+            let (count, op) = self.product(at + 1, &LinearOp { x: *x, ..*linear }, Some(norm))?;
+            return Some((count + 1, op));
+        }
+        let DeviceOp::Linear(linear) = &self.ops[at] else { return None };
+        self.product(at, linear, None)
+    }
+
+    /// The product at `at` with what follows, or by itself.
+    fn product(&self, at: usize, linear: &LinearOp, norm: Option<InputNorm>) -> Option<Replacement> {
+        if linear.out_stride != linear.n {
+            return None;
+        }
+        let fused = |linear: LinearOp, after, rotated: Option<RotatedOutput>| {
+            let head_dim = rotated.map_or(0, |r| r.heads.head_dim);
+            let (n, k, rows) = (linear.n, linear.k, u32::try_from(self.rows).ok()?);
+            let shape = FusedShape { after, rows, n, k, norm: norm.is_some(), head_dim };
+            let (kernel, clusters) = fused_for(&shape, self.clusters)?;
+            Some(DeviceOp::Fused(FusedLinear { linear, norm, rotated, kernel, clusters }))
+        };
+        let out = match &self.program.ops[at] {
+            Op::Linear { out, .. } | Op::LmHead { out, .. } => *out,
+            _ => return None,
+        };
+        let bare = linear.residual.is_none() && !linear.f32_out;
+        match self.ops.get(at + 1) {
+            Some(DeviceOp::GatedAct { activation: GatedActivation::Silu, out: to, width, .. })
+                if bare && linear.bias.is_none() && self.read_only_by(out, &[at + 1]) =>
+            {
+                let gated = LinearOp { out: *to, n: *width, out_stride: *width, ..*linear };
+                Some((2, fused(gated, After::Gated, None)?))
+            }
+            Some(DeviceOp::RopeKvWrite {
+                heads,
+                rope: Some(rope),
+                q_norm: None,
+                k_norm: None,
+                layer,
+                whole: true,
+                ..
+            }) if bare && self.read_only_by(out, &[at + 1, at + 2]) => {
+                let rotated = RotatedOutput { heads: *heads, rope: *rope, layer: *layer };
+                Some((2, fused(*linear, After::Rotated, Some(rotated))?))
+            }
+            _ => Some((1, fused(*linear, After::Plain, None)?)),
+        }
+    }
+
+    /// Whether these ops and no others read the buffer.
+    fn read_only_by(&self, buffer: BufferId, readers: &[usize]) -> bool {
+        let reads = |op: &Op| match op {
+            Op::Norm { x, add, .. } | Op::Linear { x, add, .. } => *x == buffer || *add == Some(buffer),
+            Op::QkNormRopeKvWrite { qkv, .. } | Op::Attention { qkv, .. } => *qkv == buffer,
+            Op::GatedAct { gate_up, .. } => *gate_up == buffer,
+            Op::GatherLast { x, .. }
+            | Op::LmHead { x, .. }
+            | Op::Act { x, .. }
+            | Op::Pool { x, .. }
+            | Op::L2Normalize { x, .. }
+            | Op::SoftCap { x, .. } => *x == buffer,
+            Op::Embed { .. } => false,
+        };
+        let found = self.program.ops.iter().enumerate().filter(|(_, op)| reads(op)).map(|(at, _)| at);
+        buffer != self.program.output && found.eq(readers.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::arena::{ArenaPlan, StepRows};
+    use crate::cuda::plan::{Bases, plan};
+    use crate::cuda::testing::llama_program;
+    use crate::cuda::weights::WeightLayout;
+
+    fn fused(layers: usize) -> Plan {
+        let program = llama_program(layers);
+        let weights = WeightLayout::new(&program).unwrap();
+        let arena = ArenaPlan::new(&program, StepRows { tokens: 32, sequences: 4 });
+        let mut plan = plan(&program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
+        plan.fuse(&program, true);
+        plan
+    }
+
+    fn kinds(ops: &[DeviceOp]) -> Vec<&'static str> {
+        let kind = |op: &DeviceOp| match op {
+            DeviceOp::Embed { .. } => "embed",
+            DeviceOp::Norm { .. } => "norm",
+            DeviceOp::Linear(_) => "linear",
+            DeviceOp::RopeKvWrite { .. } => "rope",
+            DeviceOp::Attention { .. } => "attention",
+            DeviceOp::GatedAct { .. } => "act",
+            DeviceOp::GatherLast { .. } => "gather",
+            DeviceOp::Fused(f) if f.rotated.is_some() => "qkv+rope",
+            DeviceOp::Fused(f) if f.norm.is_some() && f.linear.f32_out => "norm+head",
+            DeviceOp::Fused(f) if f.norm.is_some() => "norm+mlp",
+            DeviceOp::Fused(_) => "product",
+        };
+        ops.iter().map(kind).collect()
+    }
+
+    #[test]
+    fn a_layer_of_few_rows_is_five_launches() {
+        let plan = fused(1);
+        let few = kinds(&plan.decode[1].ops);
+        assert_eq!(few, ["embed", "qkv+rope", "attention", "product", "norm+mlp", "product", "norm", "product"]);
+        let many = kinds(&plan.decode.last().unwrap().ops);
+        assert_eq!(many.len(), plan.ops.len() - 1, "{many:?}");
+        assert!(!many.contains(&"gather"));
+    }
+
+    #[test]
+    fn a_fused_op_reads_what_the_first_read_and_writes_what_the_last_wrote() {
+        let plan = fused(2);
+        let fused: Vec<FusedLinear> = plan.decode[0]
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Fused(f) => Some(*f),
+                _ => None,
+            })
+            .collect();
+        let DeviceOp::Norm { x, weight, .. } = plan.ops[1] else { panic!("norm first") };
+        assert_eq!((fused[0].linear.x, fused[0].norm.unwrap().weight), (x, weight));
+        let DeviceOp::GatherLast { x, .. } = plan.ops[plan.ops.len() - 3] else { panic!("{:?}", plan.ops) };
+        let [.., DeviceOp::Norm { x: normed, .. }, DeviceOp::Fused(head)] = plan.decode[0].ops[..] else {
+            panic!("{:?}", plan.decode[0].ops)
+        };
+        assert_eq!((normed, head.linear.out), (x, plan.logits));
+    }
+}
