@@ -3,7 +3,6 @@
 //! Pure by rule: no IO, no clock, no threads, no device. What a caller reads from disk or from NVML comes in as
 //! data and leaves as data, so every figure here can be tested with a table.
 
-pub mod compute_capability;
 pub mod engine;
 pub mod explain;
 pub mod gpus;
