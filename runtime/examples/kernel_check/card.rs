@@ -24,7 +24,6 @@ pub struct Card {
 /// Most dynamic shared memory that launches of an entry may ask for here.
 fn most_shared_bytes(entry: &str) -> u32 {
     match entry {
-        "attn_decode" => 200 << 10,
         "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
         _ => 0,
     }
@@ -181,12 +180,6 @@ impl Caches {
         args[2..4].copy_from_slice(&self.args);
         args
     }
-}
-
-/// DECODE_SHARED_BYTES: what a variant of the decode attention needs.
-pub fn decode_variant(geometry: Geometry) -> Geometry {
-    let asked = std::env::var("DECODE_SHARED_BYTES").ok().and_then(|w| w.parse().ok());
-    Geometry { shared_bytes: asked.unwrap_or(geometry.shared_bytes), ..geometry }
 }
 
 /// What a variant of the warpgroup prefill needs beside its source: PREFILL_GEOMETRY="threads shared_bytes rows".

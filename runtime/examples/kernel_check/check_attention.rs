@@ -1,6 +1,6 @@
 //! Paged attention on the card against the plain sum.
 
-use super::card::{Caches, Card, Failure, Outcome, decode_variant, int, pointer, prefill_launch};
+use super::card::{Caches, Card, Failure, Outcome, int, pointer, prefill_launch};
 use super::numbers::{BF16_BOUND, Random, close};
 use half::bf16;
 use mserve_runtime::cuda::kernels::{self, Prefill};
@@ -135,9 +135,8 @@ fn decode(card: &Card, case: &Case) -> Outcome {
             Arg::Float(case.softcap),
             int(case.window),
         ];
-        let geometry =
-            kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, case.head_dim as u32, splits as u32);
-        card.run("attn_decode", case.head_dim as u32, decode_variant(geometry), &args)?;
+        let geometry = kernels::attn_decode(sequences, heads as u32, case.kv_heads as u32, splits as u32);
+        card.run("attn_decode", case.head_dim as u32, geometry, &args)?;
         if splits > 1 {
             let args = [
                 pointer(&partial),

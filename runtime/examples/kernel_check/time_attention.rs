@@ -1,6 +1,6 @@
 //! Rates of the attention kernels.
 
-use super::card::{Caches, Card, Failure, Outcome, decode_variant, int, launch, pointer, pointer_at, prefill_launch};
+use super::card::{Caches, Card, Failure, Outcome, int, launch, pointer, pointer_at, prefill_launch};
 use super::numbers::Random;
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape, line};
 use mserve_runtime::cuda::kernels::{self, Prefill};
@@ -72,7 +72,7 @@ fn one_decode(card: &Card, cache: &DeviceMemory, shape: &Shape, sequences: usize
                 int(0),
             ];
             let (s, h, kv) = (sequences as u32, shape.heads as u32, shape.kv_heads as u32);
-            let geometry = decode_variant(kernels::attn_decode(s, h, kv, hd as u32, splits as u32));
+            let geometry = kernels::attn_decode(s, h, kv, splits as u32);
             card.run("attn_decode", hd as u32, geometry, &args)?;
             if splits == 1 {
                 return Ok(());

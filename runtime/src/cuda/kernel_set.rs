@@ -3,7 +3,7 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, Variants};
+use super::kernels::{FILES, HEAD_DIMS, KernelFile, Prefill, Products, Variants};
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
@@ -87,7 +87,6 @@ impl KernelSet {
         for head_dim in modules.keys().filter_map(|(_, d)| *d) {
             let d = Some(head_dim);
             let shape = Prefill::new(head_dim, device.compute_capability, device.multiprocessors);
-            let decode_bytes = kernels::attn_decode(1, 1, 1, head_dim, 1).shared_bytes;
             let (prefill, shared_bytes) = (shape.entry(), shape.geometry(1, 1, head_dim).shared_bytes);
             if shared_bytes > device.shared_memory_per_block_bytes {
                 let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
@@ -97,7 +96,7 @@ impl KernelSet {
                 head_dim,
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                    decode: get("attn_decode", d, "attn_decode", decode_bytes)?,
+                    decode: get("attn_decode", d, "attn_decode", 0)?,
                     combine: get("attn_decode", d, "attn_combine", 0)?,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                     prefill_shape: shape,

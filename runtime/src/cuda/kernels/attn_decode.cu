@@ -19,12 +19,6 @@
 #define VALUE_WORDS (HEAD_DIM / 64)
 #define VALUE_TAIL ((HEAD_DIM % 64) / 8)   // elements a lane takes of what 64 does not divide: 0, 2 or 4
 #define AT_LEAST_ONE(n) ((n) > 0 ? (n) : 1)  // arrays of a head_dim that has none
-// Tiles of a warp that are under way, in shared memory, for head dimensions that 64 divides; 0: straight to registers.
-#ifndef DEPTH
-#define DEPTH (HEAD_DIM % 64 ? 0 : HEAD_DIM == 64 ? 4 : 3)
-#endif
-#define PIECES (2 * QUERY_WORDS + 4 * VALUE_WORDS)  // of 16 bytes that a lane has of a tile
-#define RING_BYTES (DEPTH * PIECES * 512)           // of a warp
 #define TILE_MIN_PER_SPLIT (2 * WARPS)
 #define MASKED -1e30f
 
@@ -36,9 +30,6 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
             const bf16* __restrict__ value_cache, const int* __restrict__ block_table,
             const int* __restrict__ context_len, bf16* __restrict__ out, float* __restrict__ partial,
             float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale, float softcap, int window) {
-#if DEPTH
-  DYNAMIC_SHARED(shared);
-#endif
   const int split = blockIdx.x, splits = gridDim.x, b = blockIdx.z;
   const int whole_group = heads / kv_heads, passes = ceil_div(whole_group, 8);
   const int h = blockIdx.y / passes, pass = blockIdx.y - h * passes;
@@ -73,48 +64,15 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   for (int i = 0; i < VALUE_TAIL; i++) ot[i][0] = ot[i][1] = 0.f;
 
   float m = MASKED, l = 0.f;
-  int blocks = 0, begun = 0;
-  // Address of the warp's next tile; the numbers of its next 32 blocks are read at a time, one a lane.
-  const auto next_tile = [&](int tile) -> u64 {
-    if ((begun & 31) == 0) {
-      const int mine = tile + WARPS * lane;
-      blocks = mine < t1 ? block_table[(u64)b * max_blocks + mine] : 0;
+  int blocks = 0;
+  for (int it = 0, t = t0 + warp; t < t1; t += WARPS, it++) {
+    if ((it & 31) == 0) {  // the warp's next 32 block numbers, one a lane
+      const int tt = t + WARPS * lane;
+      blocks = tt < t1 ? block_table[(u64)b * max_blocks + tt] : 0;
     }
-    return ((u64)(u32)__shfl_sync(FULL_WARP, blocks, begun++ & 31) * kv_heads + h) * (16 * HEAD_DIM);
-  };
-#if DEPTH
-  // Each lane copies and reads back its own pieces, so that no lane waits for another.
-  const smem_t ring = smem_address(shared) + warp * RING_BYTES + lane * 16;
-  const auto begin_tile = [&](int tile) {
-    if (tile < t1) {
-      const smem_t to = ring + (begun % DEPTH) * (PIECES * 512);
-      const u64 base = next_tile(tile);
-#pragma unroll
-      for (int i = 0; i < 2 * QUERY_WORDS; i++)
-        copy_async_16(to + i * 512, key_cache + base + ((i & 1) * 8 + row) * HEAD_DIM + c4 * 8 + 32 * (i >> 1), true);
-#pragma unroll
-      for (int i = 0; i < 4 * VALUE_WORDS; i++)
-        copy_async_16(to + (2 * QUERY_WORDS + i) * 512,
-                      value_cache + base + (c4 * 2 + (i & 1) + (i >> 1 & 1) * 8) * HEAD_DIM + row * 8 + 64 * (i >> 2), true);
-    }
-    copy_async_commit();
-  };
-#pragma unroll
-  for (int i = 0; i < DEPTH; i++) begin_tile(t0 + warp + i * WARPS);
-#endif
-  for (int t = t0 + warp, slot = 0; t < t1; t += WARPS) {
+    const u64 base = ((u64)__shfl_sync(FULL_WARP, blocks, it & 31) * kv_heads + h) * (16 * HEAD_DIM);
     u32x4 k[2][AT_LEAST_ONE(QUERY_WORDS)], v[AT_LEAST_ONE(VALUE_WORDS)][4];
     u32x2 kt[2], vt[4];
-#if DEPTH
-    copy_async_wait<DEPTH - 1>();
-    const smem_t at = ring + slot * (PIECES * 512);
-    slot = slot + 1 == DEPTH ? 0 : slot + 1;
-#pragma unroll
-    for (int i = 0; i < 2 * QUERY_WORDS; i++) k[i & 1][i >> 1] = load_shared16(at + i * 512);
-#pragma unroll
-    for (int i = 0; i < 4 * VALUE_WORDS; i++) v[i >> 2][i & 3] = load_shared16(at + (2 * QUERY_WORDS + i) * 512);
-#else
-    const u64 base = next_tile(t);
 #pragma unroll
     for (int n = 0; n < 2; n++) {
       const bf16* from = key_cache + base + (n * 8 + row) * HEAD_DIM;
@@ -130,7 +88,6 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
       if (VALUE_TAIL == 4) vt[y] = load_stream8(from + 64 * VALUE_WORDS + row * 4);
       if (VALUE_TAIL == 2) vt[y].r[0] = load_stream4(from + 64 * VALUE_WORDS + row * 2);
     }
-#endif
     float c[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -192,9 +149,6 @@ attn_decode(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
       mma_bf16_top(ot[i], a0, a2, __byte_perm(vt[0].r[i >> 1], vt[1].r[i >> 1], half),
                    __byte_perm(vt[2].r[i >> 1], vt[3].r[i >> 1], half));
     }
-#if DEPTH
-    begin_tile(t + DEPTH * WARPS);
-#endif
   }
   l += __shfl_xor_sync(FULL_WARP, l, 1);
   l += __shfl_xor_sync(FULL_WARP, l, 2);
@@ -257,14 +211,11 @@ attn_combine(const float* partial, const float2* statistic, const int* context_l
   combine_head((u64)blockIdx.y * gridDim.x + blockIdx.x, partial, statistic, out, splits, used);
 }
 
-#undef DEPTH
 #undef WARPS
 #undef QUERY_WORDS
-#undef PIECES
 #undef QUERY_TAIL
 #undef VALUE_WORDS
 #undef VALUE_TAIL
-#undef RING_BYTES
 #undef TILE_MIN_PER_SPLIT
 #undef MASKED
 #undef AT_LEAST_ONE

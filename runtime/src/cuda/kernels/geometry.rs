@@ -61,24 +61,18 @@ pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) 
     let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
     let pairs = (sequences * kv_heads).max(1);
     let resident = DECODE_BLOCKS_RESIDENT.iter().find(|(d, _)| head_dim <= *d).map_or(396, |(_, blocks)| *blocks);
-    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
-    let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves, or thirds of rather less than a
+    // round, even that out; from 1.4 rounds on, or with small heads, they cost more than they bring (measured).
+    let wanted = match pairs * 10 / resident {
+        5..=6 if head_dim > 64 => 3,
+        11..=13 => 2,
+        _ => resident / pairs,
+    };
     wanted.clamp(1, most)
 }
 
-pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, head_dim: u32, splits: u32) -> Geometry {
-    let grid = [splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences];
-    Geometry { shared_bytes: decode_shared_bytes(head_dim), ..plain(grid, 128) }
-}
-
-/// What four warps have under way: three or four tiles of 16 keys and values each.
-const fn decode_shared_bytes(head_dim: u32) -> u32 {
-    let depth = match head_dim {
-        64 => 4,
-        _ if head_dim.is_multiple_of(64) => 3,
-        _ => 0,
-    };
-    4 * depth * 16 * head_dim * 4
+pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
+    plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
 }
 
 /// Needed when `splits` is more than one.
@@ -101,7 +95,7 @@ pub enum Prefill {
 }
 
 impl Prefill {
-    /// The fastest for a card. Both kernels take the same arguments.
+    /// The fastest for a card. Both kernels take the same arguments, but for [`Self::takes_maps`].
     pub fn new(head_dim: u32, compute_capability: (i32, i32), multiprocessors: u32) -> Self {
         match (compute_capability.0, head_dim) {
             (9, 64 | 128) => Self::WarpgroupProducts { multiprocessors },
@@ -114,6 +108,11 @@ impl Prefill {
             Self::WarpProducts { .. } => "attn_prefill",
             Self::WarpgroupProducts { .. } => "attn_prefill_wgmma",
         }
+    }
+
+    /// Maps of the caches in place of the caches themselves.
+    pub const fn takes_maps(self) -> bool {
+        matches!(self, Self::WarpgroupProducts { .. })
     }
 
     /// `tiles` from [`prefill_tiles`]; more do no harm.
@@ -217,13 +216,13 @@ mod tests {
         assert_eq!(splits(1, 8, 128, 131_072), 48);
         assert_eq!(splits(1, 8, 128, 512), 4);
         assert_eq!(splits(8, 8, 128, 131_072), 6);
-        assert_eq!(splits(32, 8, 128, 131_072), 1);
+        assert_eq!(splits(32, 8, 128, 131_072), 3);
+        assert_eq!(splits(512, 2, 64, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);
         assert_eq!(splits(256, 8, 128, 131_072), 1);
         assert_eq!(splits(64, 2, 64, 131_072), 5);
         assert_eq!(splits(1, 2, 64, 1), 1);
-        let decode = attn_decode(3, 32, 2, 128, 5);
-        assert_eq!((decode.grid, decode.shared_bytes), ([5, 4, 3], 96 << 10));
+        assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
     }
 
     #[test]
