@@ -5,7 +5,7 @@ use super::engine_share::EngineShare;
 use super::figures::{Answered, Figures};
 use super::measure::{Workload, prompt};
 use super::{BenchArgs, Model, check_context};
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use anyhow::{Context, bail};
 use mserve_runtime::cpu::CpuBackend;
 use mserve_runtime::cuda::{CudaBackend, CudaError, CudaOptions, WeightOrigin, device};
