@@ -55,7 +55,7 @@ start_worker() {
         for _ in $(seq 300); do grep -q 'all is measured and captured' "$log" && break; sleep 0.1; done
         echo "measured and captured: $(seconds_since "$begin") s"; echo
     fi
-    grep 'memory of the card' "$log" || true
+    grep -h 'where the time of the start went\|memory of the card' "$log" || true
 }
 
 stop_worker() { kill "$worker" 2>/dev/null || true; wait "$worker" || true; worker=; }

@@ -1,8 +1,9 @@
 //! How many tokens a second the host can handle: the real engine, and the real server with `serve`, over a device whose
-//! steps take no time (or as long as is asked).
+//! steps take no time, or as long as is asked: STEP is microseconds a step, then, after colons, nanoseconds a prompt token
+//! and a decode (`700:1600:6000` is about what a model of 0.5 B takes on an H200).
 //!
-//!     cargo run --release -p mserve-runtime --example host_ceiling -- engine [SEQUENCES] [INPUT_LEN] [OUTPUT_LEN] [STEP_US]
-//!     cargo run --release -p mserve-runtime --example host_ceiling -- serve PORT TOKENIZER_DIR [STEP_US] [ASYNC_THREADS]
+//!     cargo run --release -p mserve-runtime --example host_ceiling -- engine [SEQUENCES] [INPUT_LEN] [OUTPUT_LEN] [STEP]
+//!     cargo run --release -p mserve-runtime --example host_ceiling -- serve PORT TOKENIZER_DIR [STEP] [ASYNC_THREADS]
 //!
 //! Load for `serve`: `mserve bench --url http://127.0.0.1:PORT --users 256`.
 #![allow(clippy::unwrap_used)]
@@ -24,15 +25,38 @@ const MAX_MODEL_LEN: usize = 4096;
 /// Chooses ids that depend on the row only. Steps follow one another as on a card.
 struct FakeDevice {
     info: BackendInfo,
-    step: Duration,
+    cost: Cost,
     free_at: Instant,
-    /// Output rows and end of the steps under way.
-    under_way: VecDeque<(usize, Instant)>,
+    /// Output rows, end and duration of the steps under way.
+    under_way: VecDeque<(usize, Instant, Duration)>,
+    last: Duration,
     next_token: u32,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    step_ns: u64,
+    prompt_token_ns: u64,
+    decode_ns: u64,
+}
+
+impl Cost {
+    fn parse(text: &str) -> Self {
+        let mut numbers = text.split(':').map(|number| number.parse::<u64>().unwrap());
+        let mut next = || numbers.next().unwrap_or(0);
+        Self { step_ns: 1000 * next(), prompt_token_ns: next(), decode_ns: next() }
+    }
+
+    fn of(self, batch: &StepBatch) -> Duration {
+        let decodes = batch.sequences.iter().filter(|s| s.query_len == 1).count();
+        let prompt_tokens = batch.token_ids.len() - decodes;
+        let ns = self.prompt_token_ns * prompt_tokens as u64 + self.decode_ns * decodes as u64;
+        Duration::from_nanos(self.step_ns + ns)
+    }
+}
+
 impl FakeDevice {
-    fn new(step: Duration) -> Self {
+    fn new(cost: Cost) -> Self {
         let info = BackendInfo {
             output_width: VOCAB,
             vocab_size: VOCAB,
@@ -42,7 +66,7 @@ impl FakeDevice {
             max_model_len: MAX_MODEL_LEN,
             device: "a device that does nothing".to_owned(),
         };
-        Self { info, step, free_at: Instant::now(), under_way: VecDeque::new(), next_token: 0 }
+        Self { info, cost, free_at: Instant::now(), under_way: VecDeque::new(), last: Duration::ZERO, next_token: 0 }
     }
 }
 
@@ -62,13 +86,15 @@ impl Backend for FakeDevice {
 
     fn submit(&mut self, batch: &StepBatch) -> Result<(), BackendError> {
         let rows = batch.sequences.iter().filter(|s| s.wants_output).count();
-        self.free_at = self.free_at.max(Instant::now()) + self.step;
-        self.under_way.push_back((rows, self.free_at));
+        let step = self.cost.of(batch);
+        self.free_at = self.free_at.max(Instant::now()) + step;
+        self.under_way.push_back((rows, self.free_at, step));
         Ok(())
     }
 
     fn collect(&mut self) -> Result<Vec<RowOutput>, BackendError> {
-        let Some((rows, end)) = self.under_way.pop_front() else { return Ok(Vec::new()) };
+        let Some((rows, end, step)) = self.under_way.pop_front() else { return Ok(Vec::new()) };
+        self.last = step;
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         let mut token = || {
             self.next_token = (self.next_token + 7) % 3000;
@@ -78,11 +104,11 @@ impl Backend for FakeDevice {
     }
 
     fn last_step_time(&self) -> Option<Duration> {
-        Some(self.step)
+        Some(self.last)
     }
 }
 
-fn start(step: Duration, max_num_seqs: usize) -> EngineHandle {
+fn start(cost: Cost, max_num_seqs: usize) -> EngineHandle {
     let config = EngineConfig {
         model_name: "fake".to_owned(),
         max_num_seqs,
@@ -91,7 +117,7 @@ fn start(step: Duration, max_num_seqs: usize) -> EngineHandle {
         max_num_queued_reqs: 8192,
         enable_prefix_caching: false,
     };
-    Engine::start(Box::new(FakeDevice::new(step)), config).unwrap()
+    Engine::start(Box::new(FakeDevice::new(cost)), config).unwrap()
 }
 
 async fn drain(engine: EngineHandle, input_len: usize, output_len: usize) -> usize {
@@ -111,8 +137,8 @@ async fn drain(engine: EngineHandle, input_len: usize, output_len: usize) -> usi
     tokens
 }
 
-async fn engine_alone(sequences: usize, input_len: usize, output_len: usize, step: Duration) {
-    let engine = start(step, sequences);
+async fn engine_alone(sequences: usize, input_len: usize, output_len: usize, cost: Cost) {
+    let engine = start(cost, sequences);
     let begin = Instant::now();
     let readers: Vec<_> = (0..sequences).map(|_| tokio::spawn(drain(engine.clone(), input_len, output_len))).collect();
     let mut tokens = 0;
@@ -129,11 +155,11 @@ async fn engine_alone(sequences: usize, input_len: usize, output_len: usize, ste
     );
 }
 
-async fn serve_on(port: u16, dir: &Path, step: Duration) {
+async fn serve_on(port: u16, dir: &Path, cost: Cost) {
     let files = ModelFiles::read(dir).unwrap();
     let tokenizer = Arc::new(Tokenizer::load(&files, VOCAB).unwrap());
     let model = ServedModel {
-        engine: start(step, 256),
+        engine: start(cost, 256),
         eos_token_ids: eos_token_ids(&files, &tokenizer, VOCAB).unwrap().into(),
         tokenizer,
         chat_template: None,
@@ -157,22 +183,22 @@ async fn serve_on(port: u16, dir: &Path, step: Duration) {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, otherwise: u64| args.get(at).map_or(otherwise, |text| text.parse().unwrap());
+    let cost = |at: usize| args.get(at).map_or(Cost::default(), |text| Cost::parse(text));
     let threads = if args[0] == "serve" { number(4, 2) } else { 2 };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads as usize).enable_all().build().unwrap();
     match args[0].as_str() {
         "engine" => {
-            let step = Duration::from_micros(number(4, 0));
+            let cost = cost(4);
             runtime.block_on(engine_alone(
                 number(1, 256) as usize,
                 number(2, 1024) as usize,
                 number(3, 512) as usize,
-                step,
+                cost,
             ));
         }
         "serve" => {
-            let step = Duration::from_micros(number(3, 0));
-            runtime.block_on(serve_on(number(1, 8099) as u16, Path::new(&args[2]), step));
+            runtime.block_on(serve_on(number(1, 8099) as u16, Path::new(&args[2]), cost(3)));
         }
         other => panic!("{other}: engine or serve"),
     }

@@ -14,7 +14,7 @@ pub fn all(card: &Card) -> Outcome {
         norms(card, &mut random, rows, width)?;
         gated(card, &mut random, rows, width)?;
     }
-    for (rows, width) in [(1, 8), (2, 32_768), (257, 2048), (256, 2056)] {
+    for (rows, width) in [(1, 8), (2, 32_768), (257, 2048), (256, 2056), (1501, 896), (1026, 1024)] {
         norms(card, &mut random, rows, width)?;
     }
     for head_dim in HEAD_DIMS {
@@ -38,7 +38,7 @@ fn norms(card: &Card, random: &mut Random, rows: usize, width: usize) -> Outcome
         let y = card.poisoned(rows * width * 2)?;
         let mut args = vec![pointer(&x_on), pointer(&w_on)];
         args.extend(adds.then(|| pointer(&add_on)));
-        args.extend([pointer(&y), int(width), Arg::Float(1e-6), Arg::Float(offset)]);
+        args.extend([pointer(&y), int(rows), int(width), Arg::Float(1e-6), Arg::Float(offset)]);
         card.run(if adds { "rms_norm_add" } else { "rms_norm" }, 0, geometry, &args)?;
         let mut want = vec![];
         for (row, add) in wide(&x).chunks(width).zip(wide(&add).chunks(width)) {
@@ -97,8 +97,10 @@ struct Case {
 
 fn rope(card: &Card, random: &mut Random, case: &Case) -> Outcome {
     let &Case { head_dim, rotary, norm, cached } = case;
-    let (heads, kv_heads, blocks) = (1 + random.below(3) * 2, 1 + random.below(2), 4);
-    let (tokens, half, all) = (1 + random.below(60), rotary / 2, heads + 2 * kv_heads);
+    let (heads, kv_heads) = (1 + random.below(3) * 2, 1 + random.below(2));
+    // From 1,024 tokens on a warp has all heads of one.
+    let tokens = 1 + random.below(60) + if random.below(3) == 0 { 1023 } else { 0 };
+    let (blocks, half, all) = (tokens as i32 / 16 + 2, rotary / 2, heads + 2 * kv_heads);
     let qkv = random.bf16s(tokens * all * head_dim, 1.0);
     let (qw, kw) = (random.bf16s(head_dim, 1.0), random.bf16s(head_dim, 1.0));
     let (cos, sin) = (random.floats(64 * half, 1.0), random.floats(64 * half, 1.0));

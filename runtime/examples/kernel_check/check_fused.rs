@@ -1,6 +1,6 @@
 //! Products with norm, gate, rotation and cache around them against float64, every entry.
 
-use super::card::{Card, Failure, NULL, Outcome, int, pointer};
+use super::card::{Card, NULL, Outcome, int, pointer};
 use super::numbers::{Random, close, wide};
 use half::bf16;
 use mserve_runtime::cuda::kernels::{After, FUSED, Fused, FusedShape};
@@ -109,7 +109,6 @@ fn one(card: &Card, kernel: &Fused, clusters: u32, norm: bool, rows: usize) -> O
         }
     }
     close(&format!("{} clusters {clusters} norm {norm} rows {rows}", kernel.entry), &found, &want, BOUND)
-        .map_err(Failure::from)
 }
 
 /// A row of x with every row of the weights, normalised and with the bias.

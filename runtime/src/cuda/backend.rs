@@ -194,11 +194,12 @@ impl CudaBackend {
     fn enqueue(&mut self, batch: &StepBatch) -> Result<(), CudaError> {
         self.check(batch)?;
         self.model.executor.device.bind()?;
-        let (shape, mode, prefill) = self.shape(batch);
+        let (shape, mut mode, prefill) = self.shape(batch);
         if let Mode::Replay { bucket } = mode
             && !self.graphs.contains_key(&bucket)
+            && !self.capture(bucket)?
         {
-            self.capture(bucket)?;
+            mode = Mode::Launch;
         }
         let slot = self.next_slot;
         let layout = MetadataLayout::new(&shape);

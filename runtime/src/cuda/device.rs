@@ -147,7 +147,7 @@ impl Drop for Device {
 /// Starts the driver: its CUDA version, and how many cards CUDA_VISIBLE_DEVICES shows.
 fn start_driver() -> Result<(i32, usize), CudaError> {
     libraries::open_driver()?;
-    cudarc::driver::result::init().map_err(|e| CudaError::NoDriver { why: format!("cuInit: {:?}", e.0) })?;
+    cudarc::driver::result::init().map_err(|error| not_started(error.0))?;
     let mut driver_version = 0;
     // SAFETY: writes one integer through a pointer to a live one.
     let result = unsafe { sys::cuDriverGetVersion(&raw mut driver_version) };
@@ -157,6 +157,18 @@ fn start_driver() -> Result<(i32, usize), CudaError> {
     }
     let count = CudaContext::device_count().map_err(from("driver", "cuDeviceGetCount"))? as usize;
     Ok((driver_version, count))
+}
+
+fn not_started(code: CUresult) -> CudaError {
+    let hint = match code {
+        CUresult::CUDA_ERROR_NO_DEVICE => return CudaError::NoDevice { ordinal: 0, count: 0 },
+        CUresult::CUDA_ERROR_STUB_LIBRARY => "a toolkit's stub stands in its place: take `stubs` off LD_LIBRARY_PATH",
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the kernel module and libcuda are of different versions: restart the machine, or the container"
+        }
+        _ => "install the NVIDIA driver anew, or look at what nvidia-smi says",
+    };
+    CudaError::NoDriver { why: format!("cuInit: {code:?}, {hint}") }
 }
 
 /// The card with this UUID (`GPU-...`, or its beginning) among those that CUDA_VISIBLE_DEVICES shows.
@@ -216,7 +228,16 @@ pub fn arch((major, minor): (i32, i32)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{arch, format_uuid, match_uuid};
+    use super::{arch, format_uuid, match_uuid, not_started};
+    use crate::worker::FailureKind;
+    use cudarc::driver::sys::CUresult;
+
+    #[test]
+    fn a_driver_that_does_not_start_is_told_from_one_without_cards() {
+        assert_eq!(not_started(CUresult::CUDA_ERROR_NO_DEVICE).kind(), FailureKind::Config);
+        let stub = not_started(CUresult::CUDA_ERROR_STUB_LIBRARY);
+        assert!(stub.kind() == FailureKind::NoDriver && stub.to_string().contains("LD_LIBRARY_PATH"), "{stub}");
+    }
 
     #[test]
     fn a_card_is_found_by_the_beginning_of_its_uuid() {

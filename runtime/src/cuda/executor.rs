@@ -39,6 +39,8 @@ pub struct Surfaces {
     pub max_model_len: u32,
     /// Cosine and sine tables of each rope.
     pub ropes: Vec<RopeTable>,
+    /// How the copy engine sees each layer's keys and values; filled in where the prefill kernel wants it.
+    pub cache_maps: Vec<(DevicePointer, DevicePointer)>,
     /// Keys and values of each layer.
     pub layers: Vec<(DevicePointer, DevicePointer)>,
 }
@@ -320,11 +322,15 @@ impl Executor {
             }
         }
         if step.prefill.tiles > 0 {
+            let caches = match attention.prefill_shape.takes_maps() {
+                true => self.surfaces.cache_maps[*layer],
+                false => (keys, values),
+            };
             let mut args = vec![
                 Arg::Pointer(*qkv),
                 Arg::Int(q_stride),
-                Arg::Pointer(keys),
-                Arg::Pointer(values),
+                Arg::Pointer(caches.0),
+                Arg::Pointer(caches.1),
                 Arg::Pointer(step.query_start),
                 Arg::Pointer(step.context_len),
                 Arg::Pointer(self.surfaces.block_tables),

@@ -9,12 +9,13 @@ use super::error::MemoryTerm;
 use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS, SCAN_BLOCKS};
+use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill, SCAN_BLOCKS};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
 use super::plan::{Bases, HeadSizes, Plan, plan};
 use super::prepare::{Prepared, prepare};
 use super::step_slots::{device_output_bytes, output_surfaces};
+use super::tensor_map::{TENSOR_MAP_BYTES, tensor_map};
 use super::weights::WeightLayout;
 use super::{CudaError, CudaOptions, WeightOrigin, random_weights, upload};
 use crate::backend::rope::Rope;
@@ -141,6 +142,7 @@ struct SurfaceOffsets {
     partial: u64,
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
+    cache_maps: u64,
     bytes: u64,
 }
 
@@ -167,8 +169,15 @@ impl SurfaceOffsets {
                     (ranges.take(bytes), ranges.take(bytes), rotary)
                 })
                 .collect(),
+            cache_maps: ranges.take((layers.len() * 2 * TENSOR_MAP_BYTES) as u64),
             bytes: ranges.bytes,
         }
+    }
+
+    /// Of a layer's keys and of its values.
+    fn cache_maps(&self, base: DevicePointer, layer: u64) -> (DevicePointer, DevicePointer) {
+        let at = base + self.cache_maps + layer * 2 * TENSOR_MAP_BYTES as u64;
+        (at, at + TENSOR_MAP_BYTES as u64)
     }
 
     fn surfaces(&self, base: DevicePointer, sizes: &Sizes, layers: Vec<(DevicePointer, DevicePointer)>) -> Surfaces {
@@ -188,9 +197,32 @@ impl SurfaceOffsets {
             statistic: base + self.statistic,
             max_model_len: sizes.max_model_len as u32,
             ropes: ropes.collect(),
+            cache_maps: (0..layers.len() as u64).map(|layer| self.cache_maps(base, layer)).collect(),
             layers,
         }
     }
+}
+
+/// Writes the maps of each layer's keys and values where the card's prefill kernel reads maps.
+fn write_cache_maps(
+    device: &Device,
+    plan: &Plan,
+    surfaces: &Surfaces,
+    num_blocks: u64,
+    memory: &DeviceMemory,
+) -> Result<(), CudaError> {
+    for (layer, heads) in plan.layers.iter().enumerate() {
+        let prefill = Prefill::new(heads.head_dim, device.compute_capability, device.multiprocessors);
+        if !prefill.takes_maps() {
+            continue;
+        }
+        let rows = num_blocks * u64::from(heads.kv_heads * BLOCK_SIZE);
+        let ((keys, values), (key_map, value_map)) = (surfaces.layers[layer], surfaces.cache_maps[layer]);
+        for (cache, map) in [(keys, key_map), (values, value_map)] {
+            memory.write(map - memory.pointer(), &tensor_map(device, cache, rows, heads.head_dim)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether this backend has a kernel for everything that the model does. Touches no card.
@@ -311,6 +343,7 @@ pub fn load(
     let Layout { sizes, offsets, budget, .. } = layout;
     let layers = cache_layers(&plan.layers, memory.kv_cache.pointer(), budget.num_blocks);
     let surfaces = offsets.surfaces(memory.surfaces.pointer(), &sizes, layers);
+    write_cache_maps(device, &plan, &surfaces, budget.num_blocks, &memory.surfaces)?;
     let executor = Executor { device: device.clone(), plan, kernels, linears, surfaces };
     Ok(LoadedModel {
         executor,

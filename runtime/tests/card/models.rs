@@ -34,19 +34,35 @@ fn sizes(texts: &[Vec<u32>]) -> (Sizes, Places) {
     (Sizes { max_model_len: longest, max_num_seqs, max_num_batched_tokens: total.max(64), num_blocks }, places)
 }
 
+/// Room for both.
+fn covering(a: Sizes, b: Sizes) -> Sizes {
+    Sizes {
+        max_model_len: a.max_model_len.max(b.max_model_len),
+        max_num_seqs: a.max_num_seqs.max(b.max_num_seqs),
+        max_num_batched_tokens: a.max_num_batched_tokens.max(b.max_num_batched_tokens),
+        num_blocks: a.num_blocks.max(b.num_blocks),
+    }
+}
+
 /// Logits of the card against the CPU's in f32, from the same bf16 weights: a few texts of all lengths, and decode steps
 /// of many rows, since few rows and many have kernels of their own.
 pub fn like_the_cpu(card: &Cuda) -> Outcome {
     let batches = [vec![5, 130, 64, 300, 1], vec![11; 12], vec![9; 27], vec![9; 50], vec![9; 100]];
     for model in families() {
         let vocab = model.spec.vocab_size as usize;
-        for lens in &batches {
-            let texts: Vec<Vec<u32>> = (1..).zip(lens).map(|(seed, &len)| random_tokens(seed, len, vocab)).collect();
-            let (sizes, places) = sizes(&texts);
-            let exact = teacher_forced(&mut cpu().load(&model, sizes)?, &texts, places)?;
-            for graphs in [GraphCapture::WhenNeeded, GraphCapture::Never] {
-                let card = Cuda { name: card.name.clone(), graphs };
-                let ours = teacher_forced(&mut card.load(&model, sizes)?, &texts, places)?;
+        let texts = |lens: &Vec<u64>| -> Vec<Vec<u32>> {
+            (1..).zip(lens).map(|(seed, &len)| random_tokens(seed, len as usize, vocab)).collect()
+        };
+        let batches: Vec<_> = batches.iter().map(texts).collect();
+        let largest = batches.iter().map(|texts| sizes(texts).0).reduce(covering);
+        let sizes_of_all = largest.ok_or("no batches")?;
+        let mut on_cpu = cpu().load(&model, sizes_of_all)?;
+        let exact: Vec<Forced> =
+            batches.iter().map(|texts| teacher_forced(&mut on_cpu, texts, sizes(texts).1)).collect::<Result<_, _>>()?;
+        for graphs in [GraphCapture::WhenNeeded, GraphCapture::Never] {
+            let mut on_card = Cuda { name: card.name.clone(), graphs }.load(&model, sizes_of_all)?;
+            for (texts, exact) in batches.iter().zip(&exact) {
+                let ours = teacher_forced(&mut on_card, texts, sizes(texts).1)?;
                 let closeness = close(&ours, |text, at| exact[text][at].1.clone());
                 let what = format!("{}, {} texts, {graphs:?}: {closeness}", model.name, texts.len());
                 println!("{what}");
@@ -62,13 +78,18 @@ pub fn like_the_cpu(card: &Cuda) -> Outcome {
 /// Every kernel of every head size, graph and launches, in seconds: for tools that watch each access.
 pub fn every_kernel(card: &Cuda) -> Outcome {
     for model in families() {
-        let texts = [3, 40, 1].map(|n| random_tokens(n, n as usize, model.spec.vocab_size as usize)).to_vec();
-        let (sizes, places) = sizes(&texts);
+        let texts = |lens: &[u64]| -> Vec<Vec<u32>> {
+            lens.iter().map(|&n| random_tokens(n, n as usize, model.spec.vocab_size as usize)).collect()
+        };
+        let batches = [texts(&[3, 40, 1]), texts(&[4; 13]), texts(&[3; 30]), texts(&[3; 70])];
+        let largest = batches.iter().map(|texts| sizes(texts).0).reduce(covering).ok_or("no batches")?;
         for graphs in [GraphCapture::WhenNeeded, GraphCapture::Never] {
-            let card = Cuda { name: card.name.clone(), graphs };
-            let rows = teacher_forced(&mut card.load(&model, sizes)?, &texts, places)?;
-            if !rows.iter().flatten().flat_map(|(_, row)| row).all(|x| x.is_finite()) {
-                return Err(format!("{}, {graphs:?}: logits that are no numbers", model.name).into());
+            let mut on_card = Cuda { name: card.name.clone(), graphs }.load(&model, largest)?;
+            for texts in &batches {
+                let rows = teacher_forced(&mut on_card, texts, sizes(texts).1)?;
+                if !rows.iter().flatten().flat_map(|(_, row)| row).all(|x| x.is_finite()) {
+                    return Err(format!("{}, {graphs:?}: logits that are no numbers", model.name).into());
+                }
             }
         }
         as_the_host_chooses(card, &model, 6, 3)?;

@@ -110,7 +110,7 @@ template <class D, class C> void test_decode(D decode, C combine, int hd, int kv
   Buffer<float> partial(n * heads * splits * hd);
   Buffer<float2> statistic(n * heads * splits);
   const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 96 << 10, [&] {
+  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
     decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
            partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
   });

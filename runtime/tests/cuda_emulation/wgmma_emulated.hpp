@@ -5,6 +5,7 @@
 
 struct tile_t { smem_t at; u32 groups, panels; };
 inline tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) { return {at, groups, panels}; }
+inline tile_t moved_tile(tile_t tile, u32 bytes) { return {tile.at + bytes, tile.groups, tile.panels}; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <size_t T> inline void wgmma_settle(float (&)[T][4]) {}
@@ -54,7 +55,6 @@ inline void barrier_wait(smem_t at, u32 parity) {
   while ((shared_barrier(at).phases & 1) == parity) emu::yield();
 }
 inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[id], threads); }
-inline void named_arrive(int id, int threads) { emu::arrive(emu::named_barriers[id], threads); }
 template <int N> inline void fewer_registers() {}
 template <int N> inline void more_registers() {}
 

@@ -64,6 +64,9 @@ async fn load(options: &LoadOptions) -> anyhow::Result<LoadReport> {
     let client = Client::connect(&options.url, options.model.clone(), options.timeout).await?;
     let model = client.model().to_owned();
     let bodies: Vec<Bytes> = (0..options.num_prompts).map(|at| body(options, &model, at)).collect();
+    if let Pace::Users(users) = options.pace {
+        client.open_connections(users).await;
+    }
     let before = client.engine_load().await;
     let begin = Instant::now();
     let run = Arc::new(Run {

@@ -111,7 +111,7 @@ fn load(args: &BenchArgs, model: Model, work: Workload) -> anyhow::Result<Loaded
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn cuda_failure(error: CudaError) -> anyhow::Error {
-    let code = error.kind().exit_code();
+    let code = exit::code_of(error.kind());
     Failure { code, message: error.to_string(), hint: None }.into()
 }
 

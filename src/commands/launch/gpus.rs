@@ -184,6 +184,7 @@ pub(super) fn check_still_free(groups: &[GroupPlan]) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::settings::values::parse_share;
     use crate::settings::{Flags, ModelOverrides, resolve};
     use mserve_planner::model::{Pooling, Task, parse_config};
     use mserve_planner::units::{GIB, MIB};
@@ -217,6 +218,18 @@ mod tests {
         let (settings, _) = demo(ModelOverrides { kv_cache_memory_bytes: Some(GIB), ..ModelOverrides::default() });
         let asked = card_plan(&settings, &spec, &card(140 * GIB)).unwrap();
         assert!(asked.cache.kv_cache_bytes <= GIB && asked.needed_bytes < 6 * GIB, "{asked:?}");
+    }
+
+    #[test]
+    fn a_context_that_does_not_fit_is_lowered_unless_it_was_asked_for() {
+        let tight = ModelOverrides { gpu_memory_utilization: parse_share("0.02").ok(), ..ModelOverrides::default() };
+        let (settings, mut spec) = demo(tight.clone());
+        spec.max_position_embeddings = 1 << 20;
+        let lowered = card_plan(&settings, &spec, &card(140 * GIB)).unwrap();
+        assert_eq!((lowered.lowered_from, lowered.gpu_memory_utilization), (Some(1 << 20), 0.02));
+        assert!(lowered.max_model_len < 1 << 20 && lowered.max_model_len > 1 << 18, "{lowered:?}");
+        let (asked, _) = demo(ModelOverrides { max_model_len: Some(1 << 20), ..tight });
+        assert!(matches!(card_plan(&asked, &spec, &card(140 * GIB)), Err(NotOnGpu::DoesNotFit(_))));
     }
 
     #[test]

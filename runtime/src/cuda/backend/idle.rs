@@ -39,8 +39,9 @@ impl CudaBackend {
     }
 
     /// Records a decode step of this many rows. Nothing of it runs but its products, to have their kernels loaded: in
-    /// stream order, so over activations that no step needs any more.
-    pub(super) fn capture(&mut self, bucket: usize) -> Result<(), CudaError> {
+    /// stream order, so over activations that no step needs any more. False: the card has no room for graphs, since
+    /// others took what was left of it; from then on steps are launched one kernel at a time.
+    pub(super) fn capture(&mut self, bucket: usize) -> Result<bool, CudaError> {
         let shape = decode_shape(bucket);
         let executor = &mut self.model.executor;
         let device = executor.device.clone();
@@ -50,8 +51,18 @@ impl CudaBackend {
             // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with metadata
             // of this shape on the device.
             unsafe { executor.run(&shape, PrefillChunks::default()) }
-        })?;
-        self.graphs.insert(bucket, graph);
-        Ok(())
+        });
+        match graph {
+            Ok(graph) => {
+                self.graphs.insert(bucket, graph);
+                Ok(true)
+            }
+            Err(error @ CudaError::OutOfMemoryInCall { .. }) => {
+                tracing::warn!(%error, "no more graphs are captured: decode steps get a little slower");
+                self.graph_capture = GraphCapture::Never;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 }

@@ -1,38 +1,22 @@
 // Paged causal attention of prefill chunks with Hopper's warpgroup products: what attn_prefill.cu does, with the same
 // arguments and results, for head_dim 64 and 128 on sm_90a.
 //
-// Grid: as many blocks as multiprocessors or work items, an item being 128 rows of one head: heads * tiles of them, tiles
-// being the sum over sequences of ceil(rows / 128), or more. (2 + 1) * 128 threads. Dynamic shared memory:
-// (128 + 2 * STAGES * 128) * HEAD_DIM * 2 + 1024 bytes.
+// Here keys and values come as tensor maps of the caches, not as the caches themselves (see tensor_map.rs).
+// Grid: as many blocks as multiprocessors, or fewer for fewer items; an item is 128 rows of one head, heads * tiles of them,
+// tiles being the sum over sequences of ceil(rows / 128), or more. 3 * 128 threads. Dynamic shared memory:
+// (128 + 4 * 128) * HEAD_DIM * 2 + 1024 bytes. One launch of a module at a time: blocks share a counter.
 //
-// Items go from the longest rows to the shortest, dealt forwards and backwards in turn, so that the blocks end together.
-// One warpgroup brings Q, K and V in by cp.async, ahead of and across items, in the swizzled layout that wgmma reads;
-// two of 64 queries each compute. These issue the scores of the next tile before the sum over the tile at hand, so that
-// the softmax of one runs beside the products of the other (FlashAttention 3, section 3.2), and take turns in issuing,
-// so that one has products under way while the other is in its softmax (section 3.1).
-// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs.
+// A block takes items one after another, the longest first, as it gets free. One warpgroup brings in Q (cp.async) and K and V
+// (the copy engine, a box of 16 tokens and 64 columns at a time), ahead of and across items, in the swizzled layout that
+// wgmma reads; two of 64 queries each compute. These issue the scores of the next tile before the sum over the tile at hand,
+// so that the softmax runs beside the products (FlashAttention 3, section 3.2). The maximum that weights are relative to
+// follows only jumps of more than 2^8: o is hardly ever rescaled, and nothing overflows.
+// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs. On an H200 at head_dim 128: 463 TFLOP/s at 8,192 tokens, 338 at
+// 32 x 1,024; at head_dim 64: 411 and 270. Letting the warpgroups take turns in issuing, a third stage, and loading by
+// cp.async were all slower; without any loads it would be 474.
 
-#ifndef STAGES
 #define STAGES 2
-#endif
-#ifndef TAKE_TURNS
-#define TAKE_TURNS 1
-#endif
-#ifndef TMA
-#define TMA 1
-#endif
-#ifndef PROBE_NOFENCE
-#define PROBE_NOFENCE 0
-#endif
-#ifndef PROBE_NOLOAD
-#define PROBE_NOLOAD 0
-#endif
-#ifndef LAZY
-#define LAZY 1
-#endif
-#ifndef CONSUMERS
 #define CONSUMERS 2
-#endif
 #define ROWS (64 * CONSUMERS)
 #define KEY_TILE 128
 #define CHUNKS (HEAD_DIM / 8)
@@ -101,28 +85,6 @@ struct Turn {
 // Where 16-byte piece c of row r lies in a tile of `rows` rows.
 DEVICE u32 swizzled(int r, int c, int rows) { return (c >> 3) * rows * 128 + r * 128 + (((c & 7) ^ (r & 7)) << 4); }
 
-// One tile of keys or values: this thread's pieces of it. Keys from `end` on read as zeros.
-DEVICE void load_tile(smem_t to, const bf16* from, const int* blocks, u64 block_stride, int key0, int end) {
-  const int r0 = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS;
-  to += swizzled(r0, c, KEY_TILE);
-  from += r0 * HEAD_DIM + c * 8;
-  blocks += key0 >> 4;
-  int block[KEY_STEPS];  // all of them first: their loads overlap
-  if (key0 + KEY_TILE <= end) {
-#pragma unroll
-    for (int b = 0; b < KEY_STEPS; b++) block[b] = blocks[b];
-#pragma unroll
-    for (int r = 0; r < KEY_TILE; r += LOAD_STEP)
-      copy_async_16(to + r * 128, from + (u64)(u32)block[r >> 4] * block_stride + (r & 15) * HEAD_DIM, true);
-  } else {
-#pragma unroll
-    for (int b = 0; b < KEY_STEPS; b++) block[b] = key0 + b * 16 < end ? blocks[b] : 0;
-#pragma unroll
-    for (int r = 0; r < KEY_TILE; r += LOAD_STEP)
-      copy_async_16(to + r * 128, from + (u64)(u32)block[r >> 4] * block_stride + (r & 15) * HEAD_DIM, key0 + r + r0 < end);
-  }
-}
-
 DEVICE void load_queries(smem_t to, const bf16* from, int q_stride, int rows) {
   const int r0 = threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS;
   to += swizzled(r0, c, ROWS);
@@ -138,32 +100,33 @@ DEVICE void clear_rows(smem_t tile, int row) {
     store_shared16(tile + swizzled(i / CHUNKS, i % CHUNKS, KEY_TILE), u32x4{{0, 0, 0, 0}});
 }
 
-DEVICE void publish_loads() {
-  if (!TMA && !PROBE_NOFENCE) publish_shared();
-}
+// Named barriers; the second is one for each warpgroup that computes.
+#define NEXT_ITEM 1
+#define CLEARED 2
 
-// Named barriers: those on which warpgroups wait for their turn come first.
-#define NEXT_ITEM 8
-#define CLEARED 9
-
+template <bool VALUE> struct Choice {
+  static constexpr bool value = VALUE;
+};
 struct Mask {
   int window;
   float scale, softcap;
 };
 
-// Scores of one tile to weights, in place; the running maximum and sum move on. alpha: what o must be multiplied by.
+// Scores of one tile to weights, in place; the running maximum and sum move on. alpha: what o must be multiplied by. Whether
+// that is not 1 for any row of this warp. MASKED: with what the loop over tiles in the past of all rows need not carry along.
+template <bool MASKED>
 DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[2], float (&alpha)[2], int key0, int lane_first,
                          int group_first, const Mask& mask) {
   const int lane = threadIdx.x & 31;
-  const float factor = mask.softcap > 0.f ? LOG2E : mask.scale * LOG2E;
-  bool moved = !LAZY;
-  if (mask.softcap > 0.f) {
+  const float factor = MASKED && mask.softcap > 0.f ? LOG2E : mask.scale * LOG2E;
+  bool moved = false;
+  if (MASKED && mask.softcap > 0.f) {
 #pragma unroll
     for (int n = 0; n < KEY_TILE / 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) s[n][e] = soft_cap(s[n][e] * mask.scale, mask.softcap);
   }
-  if (key0 + KEY_TILE - 1 > group_first || (mask.window > 0 && key0 <= group_first + 63 - mask.window)) {
+  if (MASKED && (key0 + KEY_TILE - 1 > group_first || (mask.window > 0 && key0 <= group_first + 63 - mask.window))) {
 #pragma unroll
     for (int n = 0; n < KEY_TILE / 8; n++)
 #pragma unroll
@@ -179,10 +142,8 @@ DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[
     for (int n = 0; n < KEY_TILE / 8; n++) most = fmaxf(most, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-#if LAZY
     most = (most - m[half]) * factor > 8.f ? most : m[half];  // while nothing was seen, m is -inf: inf > 8
     moved |= most != m[half];
-#endif
     const float base = most == minus_infinity() ? 0.f : most * factor;  // nothing seen yet: exponents stay -inf
     alpha[half] = exp2_fast(m[half] * factor - base);
     m[half] = most;
@@ -196,20 +157,22 @@ DEVICE bool softmax_tile(float (&s)[KEY_TILE / 8][4], float (&m)[2], float (&l)[
       }
     l[half] = l[half] * alpha[half] + sum;
   }
-  return LAZY ? __ballot_sync(FULL_WARP, moved) != 0 : true;
+  return __ballot_sync(FULL_WARP, moved) != 0;
 }
 
 DEVICE void issue_scores(float (&s)[KEY_TILE / 8][4], smem_t queries, smem_t keys) {
+  const tile_t q = swizzled_tile(queries, 1024, 16), k_tile = swizzled_tile(keys, 1024, 16);
 #pragma unroll
   for (int k = 0; k < HEAD_DIM / 16; k++)
-    wgmma_shared(s, swizzled_tile(queries + (k >> 2) * ROWS * 128 + (k & 3) * 32, 1024, 16),
-                 swizzled_tile(keys + (k >> 2) * KEY_TILE * 128 + (k & 3) * 32, 1024, 16), k > 0);
+    wgmma_shared(s, moved_tile(q, (k >> 2) * ROWS * 128 + (k & 3) * 32),
+                 moved_tile(k_tile, (k >> 2) * KEY_TILE * 128 + (k & 3) * 32), k > 0);
   wgmma_commit();
 }
 
 DEVICE void issue_sum(float (&o)[HEAD_DIM / 8][4], const u32 (&p)[KEY_STEPS][4], smem_t values) {
+  const tile_t v = swizzled_tile(values, 1024, KEY_TILE * 128);
 #pragma unroll
-  for (int k = 0; k < KEY_STEPS; k++) wgmma_registers(o, p[k], swizzled_tile(values + k * 2048, 1024, KEY_TILE * 128));
+  for (int k = 0; k < KEY_STEPS; k++) wgmma_registers(o, p[k], moved_tile(v, k * 2048));
   wgmma_commit();
 }
 
@@ -245,9 +208,10 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
     barrier_init(barriers.query_full(), LOADERS + 1);
     barrier_init(barriers.query_empty(), 4 * CONSUMERS);
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(barriers.key_full(i), TMA ? 1 : LOADERS), barrier_init(barriers.value_full(i), TMA ? 1 : LOADERS);
+      barrier_init(barriers.key_full(i), 1), barrier_init(barriers.value_full(i), 1);
       barrier_init(barriers.key_empty(i), 4 * CONSUMERS), barrier_init(barriers.value_empty(i), 4 * CONSUMERS);
     }
+    publish_shared();
   }
   __syncthreads();
   let_next_kernel_start();
@@ -256,14 +220,12 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
   const smem_t v_at = k_at + STAGES * TILE_BYTES;
 
   if (threadIdx.x < LOADERS) {
-    fewer_registers<CONSUMERS == 2 ? 40 : 32>();
+    fewer_registers<40>();
     Turn key_turn, value_turn;
     u32 query_parity = 1;
     const int items = heads * tiles, lane = threadIdx.x & 31;
-#if TMA
-    const bool copier = threadIdx.x < 32;
+    const bool copier = threadIdx.x < 32;  // its lanes have the copy engine fetch K and V; all fetch Q
     if (copier) acquire_map(key_map), acquire_map(value_map);
-#endif
     for (int i = blockIdx.x, round = 0; i < items; round++) {
       u32 taken = 0;
       if (threadIdx.x == 0) taken = atomicAdd(&items_taken, 1u);
@@ -277,15 +239,14 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
         const int kv_head = head / (heads / kv_heads);
         const int* table = block_table + (u64)tile.sequence * max_blocks;
         int key0 = (end - 1) / KEY_TILE * KEY_TILE;
-#if TMA
         // A lane has a box of a tile: 16 keys, 64 columns.
         const int box = lane / PANELS, panel = lane % PANELS;
         const auto block_at = [&](int key) { return lane < KEY_STEPS * PANELS && key + box * 16 < end ? table[(key >> 4) + box] : -1; };
         const auto load = [&](smem_t to, const TensorMap* map, int key, int block, smem_t full, smem_t empty, u32 parity) {
           barrier_wait(empty, parity ^ 1);
-          if (lane == 0) barrier_arrive_expect(full, PROBE_NOLOAD ? 0 : min(KEY_STEPS, ceil_div(end - key, 16)) * (16 * HEAD_DIM * 2));
+          if (lane == 0) barrier_arrive_expect(full, min(KEY_STEPS, ceil_div(end - key, 16)) * (16 * HEAD_DIM * 2));
           __syncwarp();
-          if (block >= 0 && !PROBE_NOLOAD) copy_box(to + panel * (KEY_TILE * 128) + box * 2048, map, panel * 64, (block * kv_heads + kv_head) * 16, full);
+          if (block >= 0) copy_box(to + panel * (KEY_TILE * 128) + box * 2048, map, panel * 64, (block * kv_heads + kv_head) * 16, full);
         };
         const auto load_keys = [&](int key, int block) {
           load(k_at + key_turn.stage * TILE_BYTES, key_map, key, block, barriers.key_full(key_turn.stage),
@@ -298,27 +259,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
           value_turn.next();
         };
         int block = block_at(key0);
-        const bool copies = copier;
-#else
-        const u64 head_offset = (u64)kv_head * 16 * HEAD_DIM, block_stride = (u64)kv_heads * 16 * HEAD_DIM;
-        const bf16 *keys = (const bf16*)key_map + head_offset, *values = (const bf16*)value_map + head_offset;
-        const bool copies = true;
-        int block = 0;
-        const auto block_at = [&](int key) { return 0; };
-        const auto load_keys = [&](int key, int) {
-          barrier_wait(barriers.key_empty(key_turn.stage), key_turn.parity ^ 1);
-          if (!PROBE_NOLOAD) load_tile(k_at + key_turn.stage * TILE_BYTES, keys, table, block_stride, key, end);
-          barrier_arrive_after_copies(barriers.key_full(key_turn.stage));
-          key_turn.next();
-        };
-        const auto load_values = [&](int key, int) {
-          barrier_wait(barriers.value_empty(value_turn.stage), value_turn.parity ^ 1);
-          if (!PROBE_NOLOAD) load_tile(v_at + value_turn.stage * TILE_BYTES, values, table, block_stride, key, end);
-          barrier_arrive_after_copies(barriers.value_full(value_turn.stage));
-          value_turn.next();
-        };
-#endif
-        if (copies) load_keys(key0, block);
+        if (copier) load_keys(key0, block);
         barrier_wait(barriers.query_empty(), query_parity);
         query_parity ^= 1;
         load_queries(q_at, qkv + (u64)(row_begin + tile.row) * q_stride + head * HEAD_DIM, q_stride, rows - tile.row);
@@ -327,7 +268,7 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
           item = {row_begin + tile.row, rows - tile.row, head, position, key0, (key0 - key_begin) / KEY_TILE + 1, end};
           barrier_arrive(barriers.query_full());
         }
-        if (copies) {
+        if (copier) {
           for (; key0 > key_begin; key0 -= KEY_TILE) {
             const int next = block_at(key0 - KEY_TILE);
             load_keys(key0 - KEY_TILE, next);
@@ -351,13 +292,11 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
     copy_async_commit();
     copy_async_wait<0>();
   } else {
-    more_registers<CONSUMERS == 2 ? 232 : 160>();
+    more_registers<232>();
     const int lane = threadIdx.x & 31, wgroup = (threadIdx.x >> 7) - 1, warp = (threadIdx.x >> 5) - 4;
     const smem_t queries = q_at + wgroup * 64 * 128;
     const Mask mask = {window, scale, softcap};
     Turn key_turn, value_turn;
-    // Barrier 1 + w: warpgroup w may issue. The first has its turn from the one that would come before it.
-    if (TAKE_TURNS && wgroup == CONSUMERS - 1) named_arrive(1, 256);
     for (u32 query_parity = 0;; query_parity ^= 1) {
       barrier_wait(barriers.query_full(), query_parity);
       publish_shared();
@@ -372,41 +311,38 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
       for (int d = 0; d < HEAD_DIM / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
 
       barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
-      publish_loads();
       wgmma_fence();
       issue_scores(s, queries, k_at + key_turn.stage * TILE_BYTES);
       wgmma_wait<0>();
       wgmma_settle(s);
       if (lane == 0) barrier_arrive(barriers.key_empty(key_turn.stage));
       key_turn.next();
-      softmax_tile(s, m, l, alpha, key0, lane_first, group_first, mask);
+      softmax_tile<true>(s, m, l, alpha, key0, lane_first, group_first, mask);
       pack_weights(p, s);
-#if TMA
       if (end < key0 + KEY_TILE) {  // weights there are zero, but what the cache holds may be NaN
         barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
         clear_rows(v_at + value_turn.stage * TILE_BYTES, end - key0);
         publish_shared();
         named_wait(CLEARED + wgroup, 128);
       }
-#endif
-      for (int turn = 1; turn < turns; turn++) {
+      if (turns > 1) barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
+      int turn = 1;
+      const auto next_tile = [&](auto masked) {
         key0 -= KEY_TILE;
-        barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
-        publish_loads();
-        if (TAKE_TURNS) named_wait(1 + wgroup, 256);
         wgmma_settle(o);
         wgmma_fence();
         issue_scores(s, queries, k_at + key_turn.stage * TILE_BYTES);
         barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
-        publish_loads();
         wgmma_fence();
         issue_sum(o, p, v_at + value_turn.stage * TILE_BYTES);
-        if (TAKE_TURNS) named_arrive(1 + (wgroup + 1) % CONSUMERS, 256);
         wgmma_wait<1>();
         wgmma_settle(s);
         if (lane == 0) barrier_arrive(barriers.key_empty(key_turn.stage));
         key_turn.next();
-        const bool moved = softmax_tile(s, m, l, alpha, key0, lane_first, group_first, mask);
+        const bool moved = softmax_tile<decltype(masked)::value>(s, m, l, alpha, key0, lane_first, group_first, mask);
+        wgmma_settle(s);
+        // Here because the assembler moves the wait below up to where the path last branched, before the softmax.
+        if (turn + 1 < turns) barrier_wait(barriers.key_full(key_turn.stage), key_turn.parity);
         wgmma_wait<0>();
         wgmma_settle(o);
         if (lane == 0) barrier_arrive(barriers.value_empty(value_turn.stage));
@@ -415,10 +351,12 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
 #pragma unroll
           for (int d = 0; d < HEAD_DIM / 8; d++) o[d][0] *= alpha[0], o[d][1] *= alpha[0], o[d][2] *= alpha[1], o[d][3] *= alpha[1];
         pack_weights(p, s);
-      }
+      };
+      const bool all_masked = mask.window > 0 || mask.softcap > 0.f;
+      for (; turn < turns && (all_masked || key0 > group_first + 1); turn++) next_tile(Choice<true>());
+      for (; turn < turns; turn++) next_tile(Choice<false>());
       if (lane == 0) barrier_arrive(barriers.query_empty());
       barrier_wait(barriers.value_full(value_turn.stage), value_turn.parity);
-      publish_loads();
       wgmma_settle(o);
       wgmma_fence();
       issue_sum(o, p, v_at + value_turn.stage * TILE_BYTES);
@@ -453,15 +391,10 @@ attn_prefill_wgmma(const bf16* __restrict__ qkv, int q_stride, const TensorMap* 
 #undef CONSUMERS
 #undef KEY_STEPS
 #undef KEY_TILE
-#undef LAZY
 #undef LOADERS
 #undef LOAD_STEP
 #undef NEXT_ITEM
 #undef PANELS
-#undef PROBE_NOFENCE
-#undef PROBE_NOLOAD
 #undef ROWS
 #undef STAGES
-#undef TAKE_TURNS
 #undef TILE_BYTES
-#undef TMA

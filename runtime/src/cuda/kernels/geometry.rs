@@ -68,8 +68,13 @@ pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) 
         (of_head_dim(&DECODE_BLOCKS_RESIDENT, head_dim), of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim));
     // A few sequences are bound by latency: better all of their blocks early.
     let resident = if pairs * 4 <= early { early } else { resident };
-    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out.
-    let wanted = if pairs > resident && pairs < 2 * resident { 2 } else { resident / pairs };
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves, or thirds of rather less than a
+    // round, even that out; from 1.4 rounds on, or with small heads, they cost more than they bring (measured).
+    let wanted = match pairs * 10 / resident {
+        5..=6 if head_dim > 64 => 3,
+        11..=13 => 2,
+        _ => resident / pairs,
+    };
     wanted.clamp(1, most)
 }
 
@@ -106,7 +111,7 @@ pub enum Prefill {
 }
 
 impl Prefill {
-    /// The fastest for a card. Both kernels take the same arguments.
+    /// The fastest for a card. Both kernels take the same arguments, but for [`Self::takes_maps`].
     pub fn new(head_dim: u32, compute_capability: (i32, i32), multiprocessors: u32) -> Self {
         match (compute_capability.0, head_dim) {
             (9, 64 | 128) => Self::WarpgroupProducts { multiprocessors },
@@ -119,6 +124,11 @@ impl Prefill {
             Self::WarpProducts { .. } => "attn_prefill",
             Self::WarpgroupProducts { .. } => "attn_prefill_wgmma",
         }
+    }
+
+    /// Maps of the caches in place of the caches themselves.
+    pub const fn takes_maps(self) -> bool {
+        matches!(self, Self::WarpgroupProducts { .. })
     }
 
     /// `tiles` from [`prefill_tiles`]; more do no harm.
@@ -232,7 +242,8 @@ mod tests {
         assert_eq!(splits(1, 8, 128, 131_072), 33);
         assert_eq!(splits(1, 8, 128, 512), 4);
         assert_eq!(splits(8, 8, 128, 131_072), 4);
-        assert_eq!(splits(32, 8, 128, 131_072), 1);
+        assert_eq!(splits(32, 8, 128, 131_072), 3);
+        assert_eq!(splits(512, 2, 64, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);
         assert_eq!(splits(256, 8, 128, 131_072), 1);
         assert_eq!(splits(64, 2, 64, 131_072), 4);

@@ -30,4 +30,4 @@ DEVICE float block_sum(float v, float* scratch) {
   return total;
 }
 // cap * tanh(x / cap); exact limits for large |x|.
-DEVICE float soft_cap(float x, float cap) { return cap * (1.f - 2.f / (1.f + exp2_fast(x * (2.f * LOG2E / cap)))); }
+DEVICE float soft_cap(float x, float cap) { return cap * (1.f - __fdividef(2.f, 1.f + exp2_fast(x * (2.f * LOG2E / cap)))); }

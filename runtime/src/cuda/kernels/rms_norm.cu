@@ -10,18 +10,15 @@
 
 #define ROW_VECTORS 4
 
-template <bool ADD_BEFORE, bool ADD_AFTER>
+template <bool ADD_BEFORE, bool ADD_AFTER, bool BY_WARP>
 DEVICE void norm_row(const bf16* x, bf16* residual, const bf16* add, const bf16* weight, bf16* y, int rows, int width,
                      float eps, float offset) {
   __shared__ float scratch[32];
-  const bool by_warp = gridDim.x < rows;
-  const int threads = by_warp ? 32 : blockDim.x, thread = by_warp ? threadIdx.x & 31 : threadIdx.x;
-  const int which = by_warp ? blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5) : blockIdx.x;
+  const int threads = BY_WARP ? 32 : blockDim.x, thread = BY_WARP ? threadIdx.x & 31 : threadIdx.x;
+  const int which = BY_WARP ? blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5) : blockIdx.x;
   const u64 base = (u64)which * width;
   const int vectors = width >> 3;
-  let_next_kernel_start();
-  wait_for_previous_kernels();
-  if (which >= rows) return;  // whole warps, and only where no barrier follows
+  if (BY_WARP && which >= rows) return;
   u32x4 row[ROW_VECTORS];
   float sum = 0.f;
 #pragma unroll
@@ -44,7 +41,7 @@ DEVICE void norm_row(const bf16* x, bf16* residual, const bf16* add, const bf16*
       }
     }
   }
-  const float factor = rsqrtf((by_warp ? warp_sum(sum) : block_sum(sum, scratch)) / (float)width + eps);
+  const float factor = rsqrtf((BY_WARP ? warp_sum(sum) : block_sum(sum, scratch)) / (float)width + eps);
 #pragma unroll
   for (int j = 0; j < ROW_VECTORS; j++) {
     const int i = thread + j * threads;
@@ -62,15 +59,24 @@ DEVICE void norm_row(const bf16* x, bf16* residual, const bf16* add, const bf16*
   }
 }
 
+template <bool ADD_BEFORE, bool ADD_AFTER>
+DEVICE void norm(const bf16* x, bf16* residual, const bf16* add, const bf16* weight, bf16* y, int rows, int width, float eps,
+                 float offset) {
+  let_next_kernel_start();
+  wait_for_previous_kernels();
+  if (gridDim.x == rows) norm_row<ADD_BEFORE, ADD_AFTER, false>(x, residual, add, weight, y, rows, width, eps, offset);
+  else norm_row<ADD_BEFORE, ADD_AFTER, true>(x, residual, add, weight, y, rows, width, eps, offset);
+}
+
 KERNEL void __launch_bounds__(1024) rms_norm(const bf16* x, const bf16* weight, bf16* y, int rows, int width, float eps,
                                              float offset) {
-  norm_row<false, false>(x, nullptr, nullptr, weight, y, rows, width, eps, offset);
+  norm<false, false>(x, nullptr, nullptr, weight, y, rows, width, eps, offset);
 }
 KERNEL void __launch_bounds__(1024) rms_norm_add(const bf16* x, const bf16* weight, const bf16* add, bf16* y, int rows,
                                                  int width, float eps, float offset) {
-  norm_row<false, true>(x, nullptr, add, weight, y, rows, width, eps, offset);
+  norm<false, true>(x, nullptr, add, weight, y, rows, width, eps, offset);
 }
 KERNEL void __launch_bounds__(1024) add_rms_norm(const bf16* x, bf16* residual, const bf16* weight, bf16* y, int rows,
                                                  int width, float eps, float offset) {
-  norm_row<true, false>(x, residual, nullptr, weight, y, rows, width, eps, offset);
+  norm<true, false>(x, residual, nullptr, weight, y, rows, width, eps, offset);
 }

@@ -8,6 +8,8 @@ typedef u64 tile_t;  // descriptor of a tile in shared memory
 DEVICE tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(panels >> 4) << 16 | (u64)(groups >> 4) << 32 | 1ull << 62;
 }
+// The tile `bytes` further on.
+DEVICE tile_t moved_tile(tile_t tile, u32 bytes) { return tile + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
@@ -74,9 +76,8 @@ DEVICE void barrier_wait(smem_t at, u32 parity) {
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   }
 }
-// Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads, some of which may arrive without waiting.
+// Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads.
 DEVICE void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-DEVICE void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // Registers a thread, for all warps of a warpgroup: what some give back, others take.
 template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }

@@ -167,40 +167,52 @@ pub fn same_however_computed<D: Device>(device: &D, model: &Model, sizes: Sizes,
     }
 }
 
-/// Two runs by hand with steps of the same sizes: one text, in another row and beside other texts. Nothing of its logits
-/// may change, on any device: a sum is made in one order in every row of a step.
-pub fn neighbours_change_nothing<D: Device>(device: &D, model: &Model, sequences: usize) -> Outcome {
-    let (len, more, vocab) = (33, 12, model.spec.vocab_size as usize);
-    let places = Places { sequences };
+/// Runs by hand with steps of the same sizes: one text, in another row and beside other texts. Nothing of its logits may
+/// change, on any device: a sum is made in one order in every row of a step.
+pub fn neighbours_change_nothing<D: Device>(device: &D, model: &Model, counts: &[usize]) -> Outcome {
+    let most = counts.iter().copied().max().unwrap_or(1);
     let sizes = Sizes {
         max_model_len: 64,
-        max_num_seqs: sequences,
-        max_num_batched_tokens: sequences * len,
-        num_blocks: places.blocks(64),
+        max_num_seqs: most,
+        max_num_batched_tokens: most * NEIGHBOURS_PROMPT,
+        num_blocks: Places { sequences: most }.blocks(64),
     };
     let mut backend = device.load(model, sizes)?;
-    let mut run = |row: usize, others: u64| -> Result<Vec<Vec<f32>>, Failure> {
-        let text = |sequence: usize| {
-            random_tokens(if sequence == row { 0 } else { others + sequence as u64 }, len + more, vocab)
-        };
-        let texts: Vec<Vec<u32>> = (0..sequences).map(text).collect();
-        let mut found = Vec::new();
-        for (start, end) in std::iter::once((0, len)).chain((len..len + more).map(|at| (at, at + 1))) {
-            let piece = |(sequence, tokens)| Piece { sequence, tokens, start, end, sampling: Some(greedy()) };
-            let pieces: Vec<Piece<'_>> = texts.iter().map(Vec::as_slice).enumerate().map(piece).collect();
-            found.push(backend.step_and_logits(&batch(&pieces, places))?.1.swap_remove(row));
-        }
-        Ok(found)
-    };
-    let first = run(0, 100)?;
-    for row in [sequences / 2, sequences - 1] {
-        let other = run(row, 200 + row as u64)?;
-        if let Some(step) = first.iter().zip(&other).position(|(a, b)| a != b) {
-            return Err(format!("{}: of {sequences}, row {row} differs from row 0 in step {step}", model.name).into());
+    let vocab = model.spec.vocab_size as usize;
+    for &sequences in counts {
+        let first = one_among(&mut backend, vocab, sequences, 0)?;
+        for row in [sequences / 2, sequences - 1] {
+            let other = one_among(&mut backend, vocab, sequences, row)?;
+            if let Some(step) = first.iter().zip(&other).position(|(a, b)| a != b) {
+                return Err(
+                    format!("{}: of {sequences}, row {row} differs from row 0 in step {step}", model.name).into()
+                );
+            }
         }
     }
-    println!("{}: {sequences} side by side: the row and the others change nothing", model.name);
+    println!("{}: {counts:?} side by side: the row and the others change nothing", model.name);
     Ok(())
+}
+
+const NEIGHBOURS_PROMPT: usize = 33;
+
+/// Logits of one text, in `row` among others that depend on the row too: of its prompt, then of some tokens.
+fn one_among<B: Inspect>(
+    backend: &mut B,
+    vocab: usize,
+    sequences: usize,
+    row: usize,
+) -> Result<Vec<Vec<f32>>, Failure> {
+    let (len, places) = (NEIGHBOURS_PROMPT, Places { sequences });
+    let seed = |sequence: usize| if sequence == row { 0 } else { (100 * row + sequence + 1) as u64 };
+    let texts: Vec<Vec<u32>> = (0..sequences).map(|sequence| random_tokens(seed(sequence), len + 12, vocab)).collect();
+    let mut found = Vec::new();
+    for (start, end) in std::iter::once((0, len)).chain((len..len + 12).map(|at| (at, at + 1))) {
+        let piece = |(sequence, tokens)| Piece { sequence, tokens, start, end, sampling: Some(greedy()) };
+        let pieces: Vec<Piece<'_>> = texts.iter().map(Vec::as_slice).enumerate().map(piece).collect();
+        found.push(backend.step_and_logits(&batch(&pieces, places))?.1.swap_remove(row));
+    }
+    Ok(found)
 }
 
 /// Greedy texts with penalties, a bias and a least length, through the engine (where a device may count tokens that the

@@ -4,6 +4,7 @@
 mod encode;
 mod figures;
 mod generate;
+mod idle;
 mod lifecycle;
 mod pipelined;
 mod sampling;

@@ -8,6 +8,7 @@ use mserve_runtime::engine::EngineLoad;
 use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
+use tokio::sync::Barrier;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events that may come beside those of tokens: a chat's role, a reason to finish.
@@ -57,6 +58,21 @@ impl Client {
 
     pub fn model(&self) -> &str {
         &self.model
+    }
+
+    /// So many at once, for requests to come: users have been there before. One that fails shows when it is needed.
+    pub async fn open_connections(&self, count: usize) {
+        let all_open = Barrier::new(count);
+        let open = || async {
+            let request = self.with_key(self.http.get(format!("{}/v1/models", self.url)));
+            let response = request.send().await;
+            // An answer that is not read to its end keeps its connection from others.
+            all_open.wait().await;
+            if let Ok(response) = response {
+                drop(response.bytes().await);
+            }
+        };
+        futures::future::join_all((0..count).map(|_| open())).await;
     }
 
     async fn first_model(&self) -> anyhow::Result<String> {

@@ -81,6 +81,23 @@ fn gpus_that_cannot_be_used_are_told_of() {
 }
 
 #[test]
+fn of_several_models_those_without_kernels_stay_on_the_cpu_when_gpus_are_asked_for() {
+    let overrides = ModelOverrides { devices: Some(Devices::Gpu), ..ModelOverrides::default() };
+    let all = resolve(Flags { overrides, ..Flags::default() }, Path::new("/")).unwrap().models;
+    let devices: Vec<_> = all.iter().map(|model| (model.replicas, model.devices)).collect();
+    assert_eq!(devices, [(1, Devices::GpuWhereSupported); 2], "a card for the one replica that chats");
+    let embedding = all.iter().find(|model| model.kind == Some(ModelKind::Embedding)).cloned();
+    let plan = plan_all(&[embedding.unwrap()], &machine(GIB, Err(NoGpus::NoLibrary))).unwrap().remove(0);
+    assert!(
+        plan.gpu.is_none() && plan.line().contains("(not on a GPU: the CUDA runtime cannot run"),
+        "{}",
+        plan.line()
+    );
+    let refused = plan_all(&all, &machine(GIB, Err(NoGpus::NoLibrary))).unwrap_err();
+    assert!(refused.to_string().contains("devices = \"gpu\", but there is no NVIDIA driver"), "{refused}");
+}
+
+#[test]
 fn a_broken_model_directory_is_exit_2_and_names_what_is_missing() {
     let directory = tempfile::tempdir().unwrap();
     let error = |overrides: ModelOverrides| {
