@@ -26,7 +26,13 @@
 
 enum After { PLAIN, GATED };
 
-DEVICE float silu(float x) { return __fdividef(x, 1.f + exp2_fast(-x * LOG2E)); }  // 0 for a divisor beyond 2^126
+// silu of both gates, times the ups, packed: x / (1 + e^-x) with one reciprocal for two. Bounded, so that the product of
+// the divisors is finite; where the bound matters silu is below 1e-16.
+DEVICE u32 gate_pair(const float* gate, const float* up) {
+  const float a = 1.f + exp2_fast(fminf(-gate[0] * LOG2E, 60.f)), b = 1.f + exp2_fast(fminf(-gate[1] * LOG2E, 60.f));
+  const float share = __fdividef(1.f, a * b);
+  return pack_bf16(gate[0] * up[0] * (b * share), gate[1] * up[1] * (a * share));
+}
 
 struct Product {
   const bf16 *bias, *residual;
@@ -106,8 +112,8 @@ template <int TILES> DEVICE void finish_gated(const float (&d)[TILES][4], smem_t
     u32 v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const float *gate = &d[j + (i >> 1)][(i & 1) * 2], *up = &d[HALF + j + (i >> 1)][(i & 1) * 2];
-      v[i] = pack_bf16(silu(gate[0]) * up[0], silu(gate[1]) * up[1]);
+      const int tile = j + (i >> 1), at = (i & 1) * 2;
+      v[i] = gate_pair(&d[tile][at], &d[HALF + tile][at]);
     }
     stmatrix_x4(piece(own, lane & 15, j + (lane >> 4)), v);
   }
