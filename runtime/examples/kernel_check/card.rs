@@ -4,7 +4,8 @@ use half::bf16;
 use mserve_runtime::cuda::compile::{self, KernelSource};
 use mserve_runtime::cuda::device::Device;
 use mserve_runtime::cuda::graph::Graph;
-use mserve_runtime::cuda::kernels::{self, Geometry, Prefill};
+use mserve_runtime::cuda::kernels::{self, Geometry, Prefill, Products, WIDE};
+use mserve_runtime::cuda::linear::ProductKernels;
 use mserve_runtime::cuda::memory::{DeviceMemory, Event};
 use mserve_runtime::cuda::module::{Arg, Kernel, Module};
 use mserve_runtime::cuda::tensor_map::{TENSOR_MAP_BYTES, tensor_map};
@@ -25,6 +26,7 @@ pub struct Card {
 fn most_shared_bytes(entry: &str) -> u32 {
     match entry {
         "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
+        _ if entry.starts_with("wide_") => 226 << 10,
         _ if entry.starts_with("fused_m") || entry.starts_with("tile_") => 128 << 10,
         _ => 0,
     }
@@ -66,6 +68,17 @@ impl Card {
     /// `head_dim` 0 for kernels that do not depend on it.
     pub fn kernel(&self, entry: &str, head_dim: u32) -> Result<&Kernel, Failure> {
         self.entries.get(&(entry.to_owned(), head_dim)).ok_or_else(|| format!("no kernel {entry} {head_dim}").into())
+    }
+
+    /// Those that compute products, for [`mserve_runtime::cuda::linear::Linears`].
+    pub fn product_kernels(&self) -> Result<ProductKernels, Failure> {
+        let kernel = |entry: &str| self.kernel(entry, 0).cloned();
+        let hopper = self.device.compute_capability.0 == 9;
+        Ok(ProductKernels {
+            few_rows: Products::ALL.iter().map(|p| kernel(p.entry)).collect::<Result<_, _>>()?,
+            many_rows: WIDE.iter().filter(|_| hopper).map(|w| kernel(w.entry)).collect::<Result<_, _>>()?,
+            silu_mul: kernel("silu_mul")?,
+        })
     }
 
     pub fn run(&self, entry: &str, head_dim: u32, geometry: Geometry, args: &[Arg]) -> Outcome {

@@ -17,6 +17,7 @@ mod time_attention;
 mod time_fused;
 mod time_layer;
 mod time_products;
+mod wide;
 
 use card::{Card, Outcome};
 use mserve_runtime::cuda::{compile, cubin, device, kernels, libraries};
@@ -59,12 +60,13 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 13] {
+fn sections() -> [(&'static str, Section); 15] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
         ("check products", check::products),
         ("check fused", check_fused::all),
+        ("check wide", wide::check),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
@@ -72,6 +74,7 @@ fn sections() -> [(&'static str, Section); 13] {
         ("time layer", time_layer::all),
         ("time products", time_products::all),
         ("time fused", time_fused::all),
+        ("time wide", wide::time),
         ("time rows", time::rows),
         ("time sample", time::sample),
     ]

@@ -4,7 +4,7 @@
 use super::card::{Caches, Card, Failure, NULL, Outcome, int, pointer};
 use super::time::{BYTES_PER_US, FLOPS_PER_US, SHAPES, Shape};
 use mserve_runtime::cuda::gemm::{GemmOperands, GemmShape};
-use mserve_runtime::cuda::kernels::{self, Prefill, Products};
+use mserve_runtime::cuda::kernels::{self, Prefill};
 use mserve_runtime::cuda::linear::{Choice, Linears};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
@@ -45,13 +45,12 @@ fn layer(card: &Card, shape: &Shape, rows: usize) -> Outcome {
     println!("-- {} layer, {rows} rows", shape.name);
     let (h, inter) = (shape.hidden, shape.intermediate);
     let qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
-    let own = Products::ALL.iter().map(|p| card.kernel(p.entry, 0).cloned()).collect::<Result<Vec<_>, _>>()?;
     let buffers = (0..4).map(|_| card.random(rows * 2 * inter.max(qkv) * 2)).collect::<Result<Vec<_>, _>>()?;
     let mut at = Layer {
         card,
         shape,
         rows,
-        linears: Linears::new(&card.device, own)?,
+        linears: Linears::new(&card.device, card.product_kernels()?)?,
         buffers,
         weights: card.random(LAYERS * 2 * inter * h * 2)?,
         total_us: 0.0,
@@ -205,7 +204,7 @@ impl Layer<'_> {
     }
 
     fn product(&mut self, name: &str, n: usize, k: usize, bias: bool, residual: bool) -> Outcome {
-        let shape = GemmShape { m: self.rows, n, k, bias, residual, f32_out: false, out_stride: n };
+        let shape = GemmShape { m: self.rows, n, k, bias, residual, f32_out: false, gated: false, out_stride: n };
         let candidates = self.linears.candidates(&shape, CANDIDATES)?;
         let mut figures = vec![];
         let begin = Instant::now();
@@ -247,6 +246,7 @@ impl Layer<'_> {
                 bias: shape.bias.then(|| self.weights.pointer()),
                 residual: shape.residual.then(|| self.buffers[1 + i % 2].pointer()),
                 out: self.buffers[1 + i % 2].pointer(),
+                gate_up: None,
             })
             .collect();
         let linears = &mut self.linears;

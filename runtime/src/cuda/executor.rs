@@ -404,7 +404,7 @@ impl Executor {
 }
 
 pub const fn operands(op: &LinearOp) -> GemmOperands {
-    GemmOperands { x: op.x, weight: op.weight, bias: op.bias, residual: op.residual, out: op.out }
+    GemmOperands { x: op.x, weight: op.weight, bias: op.bias, residual: op.residual, out: op.out, gate_up: op.gate_up }
 }
 
 fn no_kernels(heads: &HeadSizes) -> CudaError {

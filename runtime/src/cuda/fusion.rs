@@ -24,6 +24,7 @@ impl Plan {
             ops: Fusion { program, ops: &self.ops, rows: rows_max, clusters }.run(),
         };
         self.decode = ROW_CLASSES.iter().map(list).collect();
+        self.prefill = Fusion { program, ops: &self.ops, rows: usize::MAX, clusters }.gates();
     }
 }
 
@@ -66,6 +67,33 @@ impl Fusion<'_> {
             at += count;
         }
         out
+    }
+
+    /// All ops, products together with the gates behind them.
+    fn gates(&self) -> Vec<DeviceOp> {
+        let mut out = Vec::with_capacity(self.ops.len());
+        let mut at = 0;
+        while at < self.ops.len() {
+            let gated = self.gated(at);
+            at += if gated.is_some() { 2 } else { 1 };
+            out.push(gated.unwrap_or_else(|| self.ops[at - 1]));
+        }
+        out
+    }
+
+    /// The product at `at` and the gate after it.
+    fn gated(&self, at: usize) -> Option<DeviceOp> {
+        let DeviceOp::Linear(linear) = &self.ops[at] else { return None };
+        let DeviceOp::GatedAct { activation: GatedActivation::Silu, out: to, .. } = self.ops.get(at + 1)? else {
+            return None;
+        };
+        let Op::Linear { out, .. } = &self.program.ops[at] else { return None };
+        let bare = linear.residual.is_none() && linear.bias.is_none() && !linear.f32_out;
+        (bare && self.read_only_by(*out, &[at + 1])).then_some(DeviceOp::Linear(LinearOp {
+            out: *to,
+            gate_up: Some(linear.out),
+            ..*linear
+        }))
     }
 
     fn replacement(&self, at: usize) -> Option<Replacement> {
@@ -187,6 +215,19 @@ mod tests {
         let many = kinds(&plan.decode.last().unwrap().ops);
         assert_eq!(many.len(), plan.ops.len() - 1, "{many:?}");
         assert!(!many.contains(&"gather"));
+    }
+
+    #[test]
+    fn with_chunks_only_the_gate_is_part_of_its_product() {
+        let plan = fused(2);
+        assert_eq!(plan.prefill.len(), plan.ops.len() - 2);
+        let at = plan.ops.iter().position(|op| matches!(op, DeviceOp::GatedAct { .. })).unwrap();
+        let (DeviceOp::Linear(product), DeviceOp::GatedAct { out, .. }) = (plan.ops[at - 1], plan.ops[at]) else {
+            panic!("{:?}", plan.ops)
+        };
+        let DeviceOp::Linear(gated) = plan.prefill[at - 1] else { panic!("{:?}", plan.prefill) };
+        assert_eq!(gated, LinearOp { out, gate_up: Some(product.out), ..product });
+        assert_eq!(plan.prefill[at], plan.ops[at + 1]);
     }
 
     #[test]

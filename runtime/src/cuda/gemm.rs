@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub const WORKSPACE_BYTES: u64 = 32 << 20;
 
 /// One kind of product. Rows `m` are padded rows: few distinct values.
+/// Gated: out `[m, n / 2]` = silu of the first half of the product, times the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GemmShape {
     pub m: usize,
@@ -24,6 +25,7 @@ pub struct GemmShape {
     pub bias: bool,
     pub residual: bool,
     pub f32_out: bool,
+    pub gated: bool,
     /// Elements from one row of `out` to the next: at least `n`.
     pub out_stride: usize,
 }
@@ -37,6 +39,8 @@ pub struct GemmOperands {
     /// May be `out` itself.
     pub residual: Option<DevicePointer>,
     pub out: DevicePointer,
+    /// `[m, n]`, for gated products: may be overwritten.
+    pub gate_up: Option<DevicePointer>,
 }
 
 /// cuBLASLt's description of how to compute a product; opaque, valid for one version of the library and one card.

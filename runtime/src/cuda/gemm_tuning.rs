@@ -41,8 +41,14 @@ impl Choices {
             let [m, n, k, stride, flags, algorithm @ ..] = <[u64; RECORD_WORDS]>::try_from(record).ok()?;
             let flag = |bit: u64| flags >> bit & 1 == 1;
             let (m, n, k, out_stride) = (m as usize, n as usize, k as usize, stride as usize);
-            let shape = GemmShape { m, n, k, bias: flag(0), residual: flag(1), f32_out: flag(2), out_stride };
-            let choice = if flag(3) { Choice::Own(algorithm[0] as usize) } else { Choice::Blas(algorithm) };
+            let [bias, residual, f32_out, gated] = [flag(0), flag(1), flag(2), flag(4)];
+            let shape = GemmShape { m, n, k, bias, residual, f32_out, gated, out_stride };
+            let choice = match [flag(3), flag(5), flag(6)] {
+                [true, ..] => Choice::Own(algorithm[0] as usize),
+                [_, true, _] => Choice::Wide(algorithm[0] as usize),
+                [.., true] => Choice::Apart,
+                _ => Choice::Blas(algorithm),
+            };
             choices.insert(shape, choice);
         }
         Some(Self(choices))
@@ -50,11 +56,13 @@ impl Choices {
 
     fn to_bytes(&self) -> Vec<u8> {
         let record = |(s, choice): (&GemmShape, &Choice)| {
-            let (own, algorithm) = match *choice {
-                Choice::Blas(algorithm) => (false, algorithm),
-                Choice::Own(index) => (true, [index as u64, 0, 0, 0, 0, 0, 0, 0]),
+            let algorithm = match *choice {
+                Choice::Blas(algorithm) => algorithm,
+                Choice::Own(index) | Choice::Wide(index) => [index as u64, 0, 0, 0, 0, 0, 0, 0],
+                Choice::Apart => [0; 8],
             };
-            let flags = [s.bias, s.residual, s.f32_out, own];
+            let [own, wide] = [matches!(choice, Choice::Own(_)), matches!(choice, Choice::Wide(_))];
+            let flags = [s.bias, s.residual, s.f32_out, own, s.gated, wide, *choice == Choice::Apart];
             let flags = flags.iter().zip(0..).map(|(&set, bit)| u64::from(set) << bit).sum();
             let head = [s.m as u64, s.n as u64, s.k as u64, s.out_stride as u64, flags];
             head.into_iter().chain(algorithm).flat_map(u64::to_le_bytes).collect::<Vec<u8>>()
@@ -178,7 +186,7 @@ impl Tuner {
         self.report.left -= 1;
         let Some((_, route)) = contest.best else { return Ok(None) };
         self.report.measured += 1;
-        self.report.own += usize::from(matches!(route, Route::Own(_)));
+        self.report.own += usize::from(matches!(route, Route::Own(_) | Route::Wide(_)));
         self.choices.0.insert(shape, route.choice());
         self.unsaved += 1;
         if self.unsaved >= SAVE_EVERY || self.is_done() {
@@ -274,7 +282,8 @@ mod tests {
     use super::*;
 
     fn shape(m: usize, residual: bool) -> GemmShape {
-        GemmShape { m, n: 28672, k: 4096, bias: !residual, residual, f32_out: m == 3, out_stride: 28672 + m }
+        let (f32_out, gated) = (m == 3, m == 512);
+        GemmShape { m, n: 28672, k: 4096, bias: !residual, residual, f32_out, gated, out_stride: 28672 + m }
     }
 
     #[test]
@@ -285,6 +294,8 @@ mod tests {
             (shape(1, false), Choice::Blas([1, 2, 3, 4, 5, 6, 7, u64::MAX])),
             (shape(1, true), Choice::Own(11)),
             (shape(3, true), Choice::Blas([0; 8])),
+            (shape(512, true), Choice::Wide(1)),
+            (shape(512, false), Choice::Apart),
         ]));
         cache.put("gemm-x", &choices.to_bytes()).unwrap();
         assert_eq!(Choices::load(Some(&cache), "gemm-x"), choices);

@@ -3,7 +3,8 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, Variants};
+use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
+use super::linear::ProductKernels;
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +25,8 @@ pub struct KernelSet {
     pub token_state_reset: Kernel,
     /// Small matrix products, in the order of [`Products::ALL`].
     pub products: Vec<Kernel>,
+    /// Products of many rows, in the order of [`WIDE`]; none but on Hopper.
+    pub wide: Vec<Kernel>,
     /// Products with what surrounds them, in the order of [`kernels::FUSED`].
     pub fused: Vec<Kernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
@@ -55,17 +58,8 @@ impl Cubins {
         if let Some(other) = head_dims.iter().find(|d| !HEAD_DIMS.contains(d)) {
             return Err(CudaError::Unsupported { op: "Attention", what: format!("head_dim {other}") });
         }
-        let hopper = device.compute_capability.0 == 9;
         let variants = |file: &'static KernelFile| -> Vec<(&'static KernelFile, Option<u32>)> {
-            let fits = |d: &u32| match file.variants {
-                Variants::Once => false,
-                Variants::HeadDims => true,
-                Variants::HopperHeadDims(listed) => hopper && listed.contains(d),
-            };
-            match file.variants {
-                Variants::Once => vec![(file, None)],
-                _ => head_dims.iter().copied().filter(fits).map(|d| (file, Some(d))).collect(),
-            }
+            file.variants_for(&head_dims, device.compute_capability).into_iter().map(|d| (file, d)).collect()
         };
         let wanted: Vec<(&KernelFile, Option<u32>)> = FILES.iter().flat_map(variants).collect();
         let sources: Vec<_> = wanted.iter().map(|(f, d)| f.source(*d, device.compute_capability)).collect();
@@ -76,6 +70,15 @@ impl Cubins {
 }
 
 impl KernelSet {
+    /// Those that compute products.
+    pub fn of_products(&self) -> ProductKernels {
+        ProductKernels {
+            few_rows: self.products.clone(),
+            many_rows: self.wide.clone(),
+            silu_mul: self.silu_mul.clone(),
+        }
+    }
+
     pub fn load(device: &Arc<Device>, cubins: &Cubins) -> Result<Self, CudaError> {
         let mut modules = HashMap::new();
         for (key, cubin) in &cubins.0 {
@@ -120,6 +123,13 @@ impl KernelSet {
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
+            wide: match modules.contains_key(&("wide_linear", None)) {
+                true => WIDE
+                    .iter()
+                    .map(|w| get("wide_linear", None, w.entry, w.shared_bytes()))
+                    .collect::<Result<_, _>>()?,
+                false => Vec::new(),
+            },
             fused: kernels::FUSED
                 .iter()
                 .map(|f| get(f.file(), None, f.entry, f.shared_bytes()))

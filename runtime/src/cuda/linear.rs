@@ -1,10 +1,11 @@
-//! Matrix products by whichever is fastest for their shape: cuBLASLt, or for a few rows a kernel of ours.
+//! Matrix products by whichever is fastest for their shape: cuBLASLt, or a kernel of ours for few rows or for many.
 
 use super::CudaError;
 use super::device::Device;
 use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape};
-use super::kernels::{self, Products};
+use super::kernels::{self, Products, WIDE, WIDE_ROWS};
 use super::module::{Arg, Kernel};
+use super::tensor_map::matrix_map;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -14,6 +15,10 @@ pub enum Choice {
     Blas(Algorithm),
     /// Index into [`Products::ALL`].
     Own(usize),
+    /// Index into [`WIDE`].
+    Wide(usize),
+    /// Of gated products: as the product without the gate is computed, then the gate.
+    Apart,
 }
 
 /// A choice made ready to run products of one shape.
@@ -21,6 +26,9 @@ pub enum Choice {
 pub enum Route {
     Blas(Algorithm, BlasPlan),
     Own(usize),
+    Wide(usize),
+    /// With the route of the product itself.
+    Apart(Box<Route>),
 }
 
 impl Route {
@@ -28,25 +36,39 @@ impl Route {
         match self {
             Self::Blas(algorithm, _) => Choice::Blas(*algorithm),
             Self::Own(index) => Choice::Own(*index),
+            Self::Wide(index) => Choice::Wide(*index),
+            Self::Apart(_) => Choice::Apart,
         }
     }
 }
 
+/// Kernels of ours for products.
+#[derive(Debug)]
+pub struct ProductKernels {
+    /// In the order of [`Products::ALL`].
+    pub few_rows: Vec<Kernel>,
+    /// In the order of [`WIDE`], or none.
+    pub many_rows: Vec<Kernel>,
+    pub silu_mul: Kernel,
+}
+
 #[derive(Debug)]
 pub struct Linears {
-    blas: Blas,
-    kernels: Vec<Kernel>,
+    launcher: Launcher,
+    /// Measured.
     routes: HashMap<GemmShape, Route>,
+    /// Of shapes that were not.
+    guesses: HashMap<GemmShape, Route>,
 }
 
 impl Linears {
-    /// `kernels` in the order of [`Products::ALL`].
-    pub fn new(device: &Arc<Device>, kernels: Vec<Kernel>) -> Result<Self, CudaError> {
-        Ok(Self { blas: Blas::new(device)?, kernels, routes: HashMap::new() })
+    pub fn new(device: &Arc<Device>, kernels: ProductKernels) -> Result<Self, CudaError> {
+        let launcher = Launcher { device: device.clone(), blas: Blas::new(device)?, kernels };
+        Ok(Self { launcher, routes: HashMap::new(), guesses: HashMap::new() })
     }
 
     pub fn blas_version(&self) -> usize {
-        self.blas.version
+        self.launcher.blas.version
     }
 
     /// What could compute a shape: our kernels that take it, then up to `want` of cuBLASLt's algorithms.
@@ -55,40 +77,72 @@ impl Linears {
         let dense = shape.out_stride == shape.n;
         let fits = |p: &Products| dense && !p.gated && p.takes(m, n, k);
         let own = Products::ALL.iter().enumerate().filter(|(_, p)| fits(p)).map(|(i, _)| Choice::Own(i));
-        Ok(own.chain(self.blas.candidates(shape, want)?.into_iter().map(Choice::Blas)).collect())
+        let wide = (0..WIDE.len()).filter(|&i| self.takes_wide(shape, i)).map(Choice::Wide);
+        if shape.gated {
+            return Ok(wide.chain([Choice::Apart]).collect());
+        }
+        let blas = self.launcher.blas.candidates(shape, want)?;
+        Ok(own.chain(wide).chain(blas.into_iter().map(Choice::Blas)).collect())
+    }
+
+    fn takes_wide(&self, shape: &GemmShape, index: usize) -> bool {
+        let dense = shape.out_stride == shape.n && !shape.f32_out;
+        let there = index < self.launcher.kernels.many_rows.len();
+        there && dense && WIDE[index].gated == shape.gated && WIDE[index].takes(shape.m, shape.n, shape.k)
     }
 
     /// # Errors
     /// When cuBLASLt does not take the algorithm, or there is no such kernel.
     pub fn route(&self, shape: &GemmShape, choice: Choice) -> Result<Route, CudaError> {
         match choice {
-            Choice::Blas(algorithm) => Ok(Route::Blas(algorithm, self.blas.plan(shape, algorithm)?)),
-            Choice::Own(index) if index < self.kernels.len() => Ok(Route::Own(index)),
-            Choice::Own(index) => Err(CudaError::Unsupported { op: "Linear", what: format!("product kernel {index}") }),
+            Choice::Blas(algorithm) => Ok(Route::Blas(algorithm, self.launcher.blas.plan(shape, algorithm)?)),
+            Choice::Own(index) if index < self.launcher.kernels.few_rows.len() => Ok(Route::Own(index)),
+            Choice::Wide(index) if self.takes_wide(shape, index) => Ok(Route::Wide(index)),
+            Choice::Apart => {
+                let product = GemmShape { gated: false, ..*shape };
+                let choice = self.routes.get(&product).map_or_else(|| self.guess(&product), |r| Ok(r.choice()))?;
+                Ok(Route::Apart(Box::new(self.route(&product, choice)?)))
+            }
+            Choice::Own(index) | Choice::Wide(index) => {
+                Err(CudaError::Unsupported { op: "Linear", what: format!("product kernel {index}") })
+            }
+        }
+    }
+
+    /// For a shape that was not measured: the kernel for many rows where it was fastest at the nearest number of them.
+    fn guess(&self, shape: &GemmShape) -> Result<Choice, CudaError> {
+        let alike = |s: &&GemmShape| GemmShape { m: shape.m, ..**s } == *shape && WIDE[0].takes(s.m, 16, 8);
+        let nearest = self.routes.keys().filter(alike).min_by_key(|s| s.m.abs_diff(shape.m));
+        match nearest.and_then(|s| self.routes.get(s)) {
+            Some(&Route::Wide(index)) if self.takes_wide(shape, index) => Ok(Choice::Wide(index)),
+            _ if shape.gated => Ok(Choice::Apart),
+            _ => Ok(Choice::Blas(self.launcher.blas.candidates(shape, 1)?.remove(0))),
         }
     }
 
     /// Computes this shape so from now on. True: it was computed in another way until now.
     pub fn keep(&mut self, shape: GemmShape, route: Route) -> bool {
         let choice = route.choice();
-        self.routes.insert(shape, route).is_some_and(|before| before.choice() != choice)
+        let guess = self.guesses.remove(&shape);
+        self.guesses.retain(|guessed, _| GemmShape { m: shape.m, gated: shape.gated, ..*guessed } != shape);
+        self.routes.insert(shape, route).or(guess).is_some_and(|before| before.choice() != choice)
     }
 
-    /// Puts one product into the device's stream. A shape without a route gets the heuristic's first choice.
+    /// Puts one product into the device's stream. A shape that was not measured is computed as those like it, or by the
+    /// heuristic's first choice.
     ///
     /// # Safety
     /// The operands must be device memory of the sizes that `shape` says, bf16 (f32 for `out` where it says so), alive
     /// until the stream has passed it.
     pub unsafe fn run(&mut self, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
-        if !self.routes.contains_key(shape) {
-            let first = self.blas.candidates(shape, 1)?.remove(0);
-            let route = self.route(shape, Choice::Blas(first))?;
-            self.routes.insert(*shape, route);
+        if !self.routes.contains_key(shape) && !self.guesses.contains_key(shape) {
+            let route = self.route(shape, self.guess(shape)?)?;
+            self.guesses.insert(*shape, route);
         }
-        let Self { blas, kernels, routes } = self;
-        let Some(route) = routes.get_mut(shape) else { return Ok(()) };
+        let Self { launcher, routes, guesses } = self;
+        let Some(route) = routes.get_mut(shape).or_else(|| guesses.get_mut(shape)) else { return Ok(()) };
         // SAFETY: passed on from the caller.
-        unsafe { launch(blas, kernels, route, shape, operands) }
+        unsafe { launcher.launch(route, shape, operands) }
     }
 
     /// The same by `route`, which need not be the one that is kept.
@@ -102,35 +156,82 @@ impl Linears {
         operands: &GemmOperands,
     ) -> Result<(), CudaError> {
         // SAFETY: passed on from the caller.
-        unsafe { launch(&self.blas, &self.kernels, route, shape, operands) }
+        unsafe { self.launcher.launch(route, shape, operands) }
     }
 }
 
-unsafe fn launch(
-    blas: &Blas,
-    kernels: &[Kernel],
-    route: &mut Route,
-    shape: &GemmShape,
-    operands: &GemmOperands,
-) -> Result<(), CudaError> {
-    let index = match route {
-        // SAFETY: passed on from the caller.
-        Route::Blas(_, plan) => return unsafe { blas.run(plan, shape, operands) },
-        Route::Own(index) => *index,
-    };
-    let geometry = kernels::product(&Products::ALL[index], shape.n as u32);
-    let args = [
-        Arg::Pointer(operands.weight),
-        Arg::Pointer(operands.x),
-        Arg::Pointer(operands.bias.unwrap_or(0)),
-        Arg::Pointer(operands.residual.unwrap_or(0)),
-        Arg::Pointer(operands.out),
-        Arg::Int(shape.m as i32),
-        Arg::Int(shape.n as i32),
-        Arg::Int(shape.k as i32),
-        Arg::Int(i32::from(shape.f32_out)),
-    ];
-    // SAFETY: the kernel reads `[n, k]` weights, `[m, k]` x and the optional `[n]` bias and `[m, n]` residual, and
-    // writes `[m, n]`, which the caller vouches for; it takes this shape (`candidates`).
-    unsafe { kernels[index].launch(&geometry, &args) }
+/// What computes products.
+#[derive(Debug)]
+struct Launcher {
+    device: Arc<Device>,
+    blas: Blas,
+    kernels: ProductKernels,
+}
+
+impl Launcher {
+    /// # Safety
+    /// As [`Linears::run_by`].
+    unsafe fn launch(&self, route: &mut Route, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
+        match route {
+            // SAFETY: passed on from the caller, as in each call below.
+            Route::Blas(_, plan) => unsafe { self.blas.run(plan, shape, operands) },
+            Route::Own(index) => unsafe { self.few_rows(*index, shape, operands) },
+            Route::Wide(index) => unsafe { self.many_rows(*index, shape, operands) },
+            Route::Apart(product) => unsafe { self.apart(product, shape, operands) },
+        }
+    }
+
+    unsafe fn few_rows(&self, index: usize, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
+        let geometry = kernels::product(&Products::ALL[index], shape.n as u32);
+        let args = [
+            Arg::Pointer(operands.weight),
+            Arg::Pointer(operands.x),
+            Arg::Pointer(operands.bias.unwrap_or(0)),
+            Arg::Pointer(operands.residual.unwrap_or(0)),
+            Arg::Pointer(operands.out),
+            Arg::Int(shape.m as i32),
+            Arg::Int(shape.n as i32),
+            Arg::Int(shape.k as i32),
+            Arg::Int(i32::from(shape.f32_out)),
+        ];
+        // SAFETY: the kernel reads `[n, k]` weights, `[m, k]` x and the optional `[n]` bias and `[m, n]` residual, and
+        // writes `[m, n]`, which the caller vouches for; it takes this shape (`candidates`).
+        unsafe { self.kernels.few_rows[index].launch(&geometry, &args) }
+    }
+
+    unsafe fn many_rows(&self, index: usize, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
+        let wide = &WIDE[index];
+        let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
+        let columns = if shape.gated { shape.n / 2 } else { shape.n };
+        let args = [
+            Arg::Map(matrix_map(&self.device, operands.x, [m, k], WIDE_ROWS)?),
+            Arg::Map(matrix_map(&self.device, operands.weight, [n, k], wide.box_rows())?),
+            Arg::Pointer(operands.bias.unwrap_or(0)),
+            Arg::Pointer(operands.residual.unwrap_or(0)),
+            Arg::Pointer(operands.out),
+            Arg::Int(shape.m as i32),
+            Arg::Int(columns as i32),
+            Arg::Int(shape.k as i32),
+        ];
+        let geometry = wide.geometry(self.device.multiprocessors);
+        // SAFETY: the kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and
+        // `[m, n]` residual; it writes `[m, columns]`. The caller vouches for them; it takes this shape (`takes_wide`).
+        unsafe { self.kernels.many_rows[index].launch(&geometry, &args) }
+    }
+
+    unsafe fn apart(&self, route: &mut Route, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
+        let Some(gate_up) = operands.gate_up else {
+            return Err(CudaError::Unsupported {
+                op: "Linear",
+                what: "a gate without room for the product".to_owned(),
+            });
+        };
+        let product = GemmShape { gated: false, ..*shape };
+        // SAFETY: passed on from the caller; there is room for the product.
+        unsafe { self.launch(route, &product, &GemmOperands { out: gate_up, gate_up: None, ..*operands })? };
+        let width = shape.n as u32 / 2;
+        let args = [Arg::Pointer(gate_up), Arg::Pointer(operands.out), Arg::Int(width as i32)];
+        // SAFETY: reads the product, `[m, n]`, and writes `[m, n / 2]`, which the caller vouches for.
+        unsafe { self.kernels.silu_mul.launch(&kernels::gated_act(shape.m as u32, width), &args) }
+    }
 }

@@ -3,6 +3,7 @@
 use super::CudaError;
 use super::cubin::parameter_sizes;
 use super::device::Device;
+use super::tensor_map::TENSOR_MAP_BYTES;
 use cudarc::driver::sys::{self, CUfunction_attribute, CUlaunchAttributeID, CUresult};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -108,6 +109,8 @@ pub enum Arg {
     Int(i32),
     Float(f32),
     Long(u64),
+    /// By value, as a `__grid_constant__` parameter.
+    Map([u8; TENSOR_MAP_BYTES]),
 }
 
 impl Arg {
@@ -115,15 +118,17 @@ impl Arg {
         match self {
             Self::Pointer(_) | Self::Long(_) => 8,
             Self::Int(_) | Self::Float(_) => 4,
+            Self::Map(_) => TENSOR_MAP_BYTES,
         }
     }
 
-    /// Little endian: a four-byte parameter is read from the low half.
+    /// What is no larger than eight bytes. Little endian: a four-byte parameter is read from the low half.
     const fn cell(self) -> u64 {
         match self {
             Self::Pointer(v) | Self::Long(v) => v,
             Self::Int(v) => v as u32 as u64,
             Self::Float(v) => v.to_bits() as u64,
+            Self::Map(_) => 0,
         }
     }
 }
@@ -149,7 +154,10 @@ impl Kernel {
         let mut pointers = [std::ptr::null_mut(); MAX_ARGS];
         for ((cell, pointer), arg) in cells.iter_mut().zip(&mut pointers).zip(args) {
             *cell = arg.cell();
-            *pointer = std::ptr::from_mut(cell).cast();
+            *pointer = match arg {
+                Arg::Map(map) => std::ptr::from_ref(map).cast_mut().cast(),
+                _ => std::ptr::from_mut(cell).cast(),
+            };
         }
         let device = &self.module.device;
         // SAFETY: an attribute is plain data; zero is the value of every field not set here.
@@ -178,7 +186,7 @@ impl Kernel {
             attrs: attributes.as_mut_ptr(),
             numAttrs: count as u32,
         };
-        // SAFETY: config, attributes and cells live until the call returns, which is when the driver has copied them;
+        // SAFETY: config, attributes, cells and maps live until the call returns, which is when the driver has copied them;
         // number and sizes of the arguments were checked; the caller vouches for what the pointers point to.
         let result = unsafe {
             sys::cuLaunchKernelEx(&raw const config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut())

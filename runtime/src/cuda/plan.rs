@@ -126,6 +126,8 @@ pub struct LinearOp {
     pub k: u32,
     pub f32_out: bool,
     pub out_stride: u32,
+    /// Where the product may go in between when `out` is to have silu of its first half, times the second.
+    pub gate_up: Option<DevicePointer>,
 }
 
 impl LinearOp {
@@ -137,6 +139,7 @@ impl LinearOp {
             bias: self.bias.is_some(),
             residual: self.residual.is_some(),
             f32_out: self.f32_out,
+            gated: self.gate_up.is_some(),
             out_stride: self.out_stride as usize,
         }
     }
@@ -161,6 +164,8 @@ pub enum GatedActivation {
 pub struct Plan {
     /// One for each of the program's.
     pub ops: Vec<DeviceOp>,
+    /// Of steps with prefill chunks: a product and the gate after it are one op.
+    pub prefill: Vec<DeviceOp>,
     /// Shorter lists for decode steps, by rising rows.
     pub decode: Vec<DecodeOps>,
     /// Logits `[outputs, logits_stride]` f32.
@@ -178,7 +183,7 @@ impl Plan {
         let StepShape { tokens, decodes, sequences, outputs } = *shape;
         let pure_decode = [decodes, sequences, outputs] == [tokens; 3];
         let list = self.decode.iter().find(|d| pure_decode && tokens <= d.rows_max);
-        list.map_or(&self.ops, |d| &d.ops)
+        list.map_or(&self.prefill, |d| &d.ops)
     }
 }
 
@@ -199,6 +204,7 @@ pub fn plan(program: &Program, weights: &WeightLayout, arena: &ArenaPlan, bases:
         layers: planner.layers.iter().map(|&a| planner.heads(a)).collect(),
         ropes: planner.ropes,
         decode: Vec::new(),
+        prefill: ops.clone(),
         ops,
     })
 }
@@ -295,6 +301,7 @@ impl Planner<'_> {
             k: self.width(x),
             f32_out: false,
             out_stride: n,
+            gate_up: None,
         }
     }
 

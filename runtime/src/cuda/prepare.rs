@@ -50,7 +50,7 @@ pub unsafe fn prepare(
     let cache = |folder: &str| options.cache_dir.as_ref().map(|d| DiskCache::at(d.join(folder)));
     let kernels = KernelSet::load(device, &Cubins::build(device, &plan.layers, cache("cubin").as_ref())?)?;
     clock.lap("kernels");
-    let mut linears = Linears::new(device, kernels.products.clone())?;
+    let mut linears = Linears::new(device, kernels.of_products())?;
     let version = kernels_version(device.compute_capability);
     let mut tuner = Tuner::new(device, &mut linears, trials(plan, sizes), cache("gemm"), version);
     for rows in FIRST_ROWS {
@@ -84,7 +84,7 @@ pub unsafe fn run_products(plan: &Plan, linears: &mut Linears, rows: usize) -> R
 /// The products of a step with this many tokens and output rows, with the operands of each layer that has one.
 fn products(plan: &Plan, rows: usize) -> BTreeMap<GemmShape, Vec<GemmOperands>> {
     let mut products: BTreeMap<GemmShape, Vec<GemmOperands>> = BTreeMap::new();
-    for op in &plan.ops {
+    for op in plan.ops.iter().chain(&plan.prefill) {
         if let DeviceOp::Linear(linear) = op {
             products.entry(linear.shape(rows)).or_default().push(operands(linear));
         }
@@ -99,7 +99,8 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
     let rows = sizes.commonest_buckets().into_iter().map(|b| (b, true)).chain(large.map(|r| (r, false)));
     let of_rows = |(rows, is_decode)| {
         // Heads have rows only for sequences: never as many as prefill has tokens.
-        let wanted = move |shape: &GemmShape| is_decode || !shape.f32_out;
+        // Gates are part of a product only where there are chunks: few of those have few rows.
+        let wanted = move |shape: &GemmShape| if is_decode { !shape.gated } else { !shape.f32_out };
         products(plan, rows).into_iter().filter(move |(shape, _)| wanted(shape))
     };
     rows.flat_map(of_rows)
@@ -110,7 +111,14 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
         .collect()
 }
 
+/// Files of the kernels that are measured.
+const PRODUCT_FILES: [&str; 3] = ["gemv", "gated_act", "wide_linear"];
+
 /// A number that changes when the kernels that products are measured against do.
 fn kernels_version(compute_capability: (i32, i32)) -> u64 {
-    sources(&[], compute_capability).iter().filter(|s| s.name == "gemv").map(|s| xxh3_64(s.text.as_bytes())).sum()
+    sources(&[], compute_capability)
+        .iter()
+        .filter(|s| PRODUCT_FILES.contains(&s.name.as_str()))
+        .map(|s| xxh3_64(s.text.as_bytes()))
+        .sum()
 }

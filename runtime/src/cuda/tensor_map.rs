@@ -1,4 +1,5 @@
-//! How Hopper's copy engine sees a KV cache: one description for keys and one for values of a layer, in device memory.
+//! How Hopper's copy engine sees a matrix: a KV cache (one description for keys and one for values of a layer, in device
+//! memory), or an operand of a product.
 
 use super::CudaError;
 use super::device::Device;
@@ -8,23 +9,38 @@ use std::ffi::c_void;
 
 /// Bytes of a map; kernels want them at multiples of it.
 pub const TENSOR_MAP_BYTES: usize = 128;
-/// Columns and rows of what one copy brings: 128 bytes of each of a block's tokens.
-const BOX: [u32; 2] = [64, super::kernels::BLOCK_SIZE];
+/// Columns of what one copy brings: 128 bytes of each row, the span of the swizzle.
+const BOX_COLUMNS: u32 = 64;
 
-/// The map of `rows` rows of `head_dim` bf16 at `base`: boxes of 16 rows of 64, written with the 128-byte swizzle.
-/// `head_dim` a multiple of 64. Cards from Hopper on; the driver needs no device memory for it.
+/// The map of a cache: `rows` rows of `head_dim` bf16 at `base`, a box for the tokens of a block. `head_dim` a multiple
+/// of 64.
 ///
 /// # Errors
-/// What the driver refuses: a base that is not a multiple of 16, say.
+/// As [`matrix_map`].
 pub fn tensor_map(
     device: &Device,
     base: DevicePointer,
     rows: u64,
     head_dim: u32,
 ) -> Result<[u8; TENSOR_MAP_BYTES], CudaError> {
+    matrix_map(device, base, [rows, u64::from(head_dim)], super::kernels::BLOCK_SIZE)
+}
+
+/// The map of a matrix of `[rows, columns]` bf16 at `base`: boxes of `box_rows` rows of 64, written with the 128-byte
+/// swizzle, zeros beyond the edges. `columns` a multiple of 8. Cards from Hopper on; the driver needs no device memory
+/// for it.
+///
+/// # Errors
+/// What the driver refuses: a base that is not a multiple of 16, say.
+pub fn matrix_map(
+    device: &Device,
+    base: DevicePointer,
+    [rows, columns]: [u64; 2],
+    box_rows: u32,
+) -> Result<[u8; TENSOR_MAP_BYTES], CudaError> {
     device.bind()?;
     let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    let (sizes, row_bytes, steps) = ([u64::from(head_dim), rows], [u64::from(head_dim) * 2], [1_u32; 2]);
+    let (sizes, row_bytes, extent, steps) = ([columns, rows], [columns * 2], [BOX_COLUMNS, box_rows], [1_u32; 2]);
     // SAFETY: every pointer is to a live array as long as two dimensions need (one stride, the second), read before the
     // call returns; `map` is written; `base` is only recorded.
     let result = unsafe {
@@ -35,7 +51,7 @@ pub fn tensor_map(
             base as *mut c_void,
             sizes.as_ptr(),
             row_bytes.as_ptr(),
-            BOX.as_ptr(),
+            extent.as_ptr(),
             steps.as_ptr(),
             sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
             sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,

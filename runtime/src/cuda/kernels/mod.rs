@@ -4,11 +4,12 @@
 //! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
 //! the arithmetic they share; both precede each file. `wgmma.cuh` and `linear.cuh` precede those that name them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
 //!
-//! Arguments are device pointers, i32 and f32 only, in the order of the `.cu` file's entry.
+//! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
 mod fused;
 mod geometry;
 mod sample_row;
+mod wide;
 
 pub use super::module::Geometry;
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
@@ -17,6 +18,7 @@ pub use geometry::{
     prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
+pub use wide::{WIDE, WIDE_ROWS, Wide};
 
 use super::compile::KernelSource;
 
@@ -47,6 +49,8 @@ pub struct KernelFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variants {
     Once,
+    /// Once, for Hopper only.
+    Hopper,
     /// For each head dimension of the model.
     HeadDims,
     /// For those of the model's head dimensions that are listed, and for Hopper only: its warpgroup products.
@@ -64,7 +68,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 13] = [
+pub const FILES: [KernelFile; 14] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -113,6 +117,7 @@ pub const FILES: [KernelFile; 13] = [
         Variants::Once,
         ["tile_m32_plain_c8", "tile_m32_gated_c2", "tile_m32_rotated_c8", "tile_m64_plain_c8", "tile_m64_rotated_c8",]
     ),
+    file!("wide_linear", Variants::Hopper, ["wide_gated_n256", "wide_plain_n256", "wide_plain_n192"]),
     file!("sample", Variants::Once, ["sample_scan", "sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
@@ -123,11 +128,24 @@ pub fn file(name: &str) -> Option<&'static KernelFile> {
 }
 
 impl KernelFile {
+    /// The head dimensions that it is compiled for; `None` where it does not depend on one.
+    pub fn variants_for(&self, head_dims: &[u32], compute_capability: (i32, i32)) -> Vec<Option<u32>> {
+        let hopper = compute_capability.0 == 9;
+        let listed = |list: &[u32]| head_dims.iter().filter(|d| list.contains(d)).copied().map(Some).collect();
+        match self.variants {
+            Variants::Once => vec![None],
+            Variants::HeadDims => listed(head_dims),
+            Variants::Hopper if hopper => vec![None],
+            Variants::HopperHeadDims(dims) if hopper => listed(dims),
+            Variants::Hopper | Variants::HopperHeadDims(_) => Vec::new(),
+        }
+    }
+
     /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
         let shared = match self.name {
-            _ if matches!(self.variants, Variants::HopperHeadDims(_)) => WGMMA,
+            _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => WGMMA,
             "fused_linear" | "tile_linear" => LINEAR,
             _ => "",
         };
@@ -142,19 +160,11 @@ impl KernelFile {
 
 /// All that a model with these head dimensions needs, in the order of [`FILES`].
 pub fn sources(head_dims: &[u32], compute_capability: (i32, i32)) -> Vec<KernelSource> {
-    let variants = |file: &KernelFile| -> Vec<Option<u32>> {
-        let of = |d: &u32| match file.variants {
-            Variants::Once => false,
-            Variants::HeadDims => true,
-            Variants::HopperHeadDims(listed) => compute_capability.0 == 9 && listed.contains(d),
-        };
-        if file.variants == Variants::Once {
-            vec![None]
-        } else {
-            head_dims.iter().copied().filter(of).map(Some).collect()
-        }
+    let of = |f: &KernelFile| -> Vec<KernelSource> {
+        let variants = f.variants_for(head_dims, compute_capability);
+        variants.into_iter().map(|d| f.source(d, compute_capability)).collect()
     };
-    FILES.iter().flat_map(|f| variants(f).into_iter().map(|d| f.source(d, compute_capability))).collect()
+    FILES.iter().flat_map(of).collect()
 }
 
 /// Keys that the prefill attention takes at a time: what two blocks on a multiprocessor leave room for.
@@ -173,7 +183,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;
@@ -189,7 +199,7 @@ mod tests {
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
         assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 2);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 1);
         assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
