@@ -69,27 +69,27 @@ pub struct EngineSpeed {
 }
 
 const MSERVE: EngineSpeed = EngineSpeed {
-    memory: 0.845,
-    matrix: 0.770,
+    memory: 0.837,
+    matrix: 0.751,
     sharpness: 5.0,
-    attention_memory: 0.811,
-    attention_matrix: 0.300,
-    product_s: 2.57e-6,
-    attention_s: 5.39e-6,
-    small_s: 1.50e-6,
-    step_s: 36.7e-6,
-    sequence_s: 1.42e-6,
-    prefill_step_s: 1.98e-3,
-    request_s: 2.21e-3,
+    attention_memory: 0.695,
+    attention_matrix: 0.446,
+    product_s: 0.880e-6,
+    attention_s: 1.98e-6,
+    small_s: 1.57e-6,
+    step_s: 67.9e-6,
+    sequence_s: 2.04e-6,
+    prefill_step_s: 0.357e-3,
+    request_s: 0.846e-3,
     sampler_bytes_per_logit: 4.0,
     fp8: 0.86,
     weight_only: 0.85,
-    one_shot_model: 0.782,
+    one_shot_model: 0.752,
     one_shot_s: 6.1e-6,
     one_shot_link: 0.31,
     ring_s: 10.0e-6,
     ring_link: 0.67,
-    source: "fitted to the bundled runtime on an H200, 2026-11-20",
+    source: "fitted to the bundled runtime on an H200, 2026-11-21",
 };
 
 const VLLM: EngineSpeed = EngineSpeed {
@@ -106,6 +106,7 @@ const VLLM: EngineSpeed = EngineSpeed {
     prefill_step_s: 3.86e-3,
     request_s: 2.64e-3,
     sampler_bytes_per_logit: 12.0,
+    one_shot_model: 0.782,
     source: "fitted to vLLM 0.26 on an H200, November 2026",
     ..MSERVE
 };

@@ -60,7 +60,7 @@ const TEXTS: f64 = 32.0;
 
 const VLLM_SOURCE: &str = "vLLM 0.26 (FlashAttention-3, CUDA graphs, torch.compile) on one H200, November 2026";
 const PYTORCH_SOURCE: &str = "PyTorch (fp16, SDPA) on one H200, November 2026";
-const MSERVE_SOURCE: &str = "BENCHMARKS.md, one H200, 2026-11-20";
+const MSERVE_SOURCE: &str = "BENCHMARKS.md, one H200, 2026-11-21";
 
 pub const MEASURED: &[Measured] = &[
     Measured {
@@ -95,28 +95,28 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::DecodeStep,
-        points: &[(1, 4.29), (8, 4.86), (32, 5.91), (64, 7.02), (128, 9.18), (256, 15.49)],
+        points: &[(1, 4.10), (8, 4.71), (32, 5.67), (64, 7.15), (128, 9.65), (256, 17.32)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::DecodeStep,
-        points: &[(1, 0.74), (8, 0.86), (32, 1.13), (64, 1.23), (128, 1.54), (256, 2.08)],
+        points: &[(1, 0.586), (8, 0.611), (32, 0.936), (64, 1.170), (128, 1.537), (256, 2.077)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::FirstToken,
-        points: &[(1024, 24.0)],
+        points: &[(1024, 20.9)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::FirstToken,
-        points: &[(1024, 6.4)],
+        points: &[(1024, 3.04)],
         source: MSERVE_SOURCE,
     },
     Measured {
@@ -137,14 +137,14 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::Served,
-        points: &[(1, 1e3 / 232.0), (8, 1e3 / 1276.0), (64, 1e3 / 3403.0), (256, 1e3 / 4022.0)],
+        points: &[(1, 1e3 / 235.2), (8, 1e3 / 1310.6), (64, 1e3 / 3464.8), (256, 1e3 / 4136.5)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::Served,
-        points: &[(1, 1e3 / 1324.0), (8, 1e3 / 6841.0), (64, 1e3 / 24838.0), (256, 1e3 / 34967.0)],
+        points: &[(1, 1e3 / 1747.2), (8, 1e3 / 11329.9), (64, 1e3 / 32287.5), (256, 1e3 / 51517.5)],
         source: MSERVE_SOURCE,
     },
     // No engine of ours was measured on encoders: PyTorch stands for all.
