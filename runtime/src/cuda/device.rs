@@ -229,7 +229,7 @@ pub fn arch((major, minor): (i32, i32)) -> String {
 #[cfg(test)]
 mod tests {
     use super::{arch, format_uuid, match_uuid, not_started};
-    use crate::worker::FailureKind;
+    use crate::engine::FailureKind;
     use cudarc::driver::sys::CUresult;
 
     #[test]

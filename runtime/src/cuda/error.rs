@@ -1,7 +1,7 @@
 use super::libraries::Missing;
 use crate::engine::BackendError;
+use crate::engine::FailureKind;
 use crate::weights::WeightsError;
-use crate::worker::FailureKind;
 use cudarc::driver::sys::CUresult;
 use mserve_planner::units::format_bytes;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The narrow waist: all that the engine and a device know of each other.
 
+use super::FailureKind;
 use super::SamplingParams;
-use crate::worker::FailureKind;
 use std::sync::Arc;
 use std::time::Duration;
 

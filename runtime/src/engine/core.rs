@@ -1,5 +1,6 @@
 //! The engine's loop: schedule, run, postprocess. It has its own thread; requests come through a bounded channel.
 
+use super::FailureKind;
 use super::active_request::{ActiveRequest, Submission, Task, Verdict};
 use super::block_manager::{BlockManager, PrefixCaching};
 use super::pipeline::{Flight, Pipeline, panic_message};
@@ -7,7 +8,6 @@ use super::scheduler::{ScheduledStep, Scheduler, SchedulerLimits};
 use super::sequence::{Sequence, SequenceId};
 use super::shared::{End, Shared, StepKind, StepRecord};
 use super::{Backend, BackendError, FinishReason, RequestError, RowOutput, SampledToken, TokenEvent, batch};
-use crate::worker::FailureKind;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The engine from outside: start it, put requests in, read tokens and figures out.
 
+use super::FailureKind;
 use super::active_request::{ActiveRequest, Generation, Submission, Task};
 use super::core::{Command, Core};
 use super::shared::{End, Shared, Ticket};
@@ -7,7 +8,6 @@ use super::{
     AdmissionError, Backend, BackendInfo, EngineConfig, EngineLoad, EngineStartError, FinishReason, GenerateRequest,
     MAX_NAMED_TOKENS, RequestError, TokenEvent, TokenStream, Usage,
 };
-use crate::worker::FailureKind;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::AtomicBool;

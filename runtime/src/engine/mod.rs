@@ -11,6 +11,7 @@ mod batch;
 mod block_manager;
 mod config;
 mod core;
+mod failure;
 mod handle;
 mod metrics;
 mod pipeline;
@@ -28,6 +29,7 @@ pub use backend::{
     Backend, BackendError, BackendInfo, RowOutput, RowSampling, SampledToken, StepBatch, StepSequence, TokenLogprob,
 };
 pub use config::{EngineConfig, EngineStartError};
+pub use failure::FailureKind;
 pub use handle::{Engine, EngineHandle, Shutdown};
 pub use request::{AdmissionError, FinishReason, GenerateRequest, RequestError, TokenEvent, Usage};
 pub use sampler::sample;

@@ -1,9 +1,9 @@
 //! Steps under way on the device, oldest first. With room for two the device finds its next step waiting when it is done
 //! with one, and never idles while the host looks at tokens (vLLM's asynchronous scheduling).
 
+use super::FailureKind;
 use super::scheduler::ScheduledStep;
 use super::{Backend, BackendError, RowOutput, StepBatch};
-use crate::worker::FailureKind;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,9 +1,9 @@
 //! What the engine's thread and its handles share: admission counters, progress, the end.
 
+use super::FailureKind;
 use super::metrics::Metrics;
 use super::window::{LatencyWindow, RateWindow};
 use super::{AdmissionError, BackendInfo, EngineConfig, EngineLoad, RequestError, StepTotals};
-use crate::worker::FailureKind;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

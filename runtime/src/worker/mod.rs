@@ -10,9 +10,10 @@ mod memory;
 mod pooling;
 mod run;
 
+pub use crate::engine::FailureKind;
 pub use config::{Identity, WorkerConfig, WorkerKind};
 pub use device::{CudaDevice, DeviceChoice, UnknownDevice};
 pub use error::WorkerError;
-pub use event::{FailureKind, ReadyInfo, WorkerEvent};
+pub use event::{ReadyInfo, WorkerEvent};
 pub use memory::{default_kv_cache_bytes, kv_bytes_per_token};
 pub use run::run;
