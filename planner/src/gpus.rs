@@ -1,8 +1,11 @@
 //! Common cards, for planning without one in the machine.
 //!
-//! Memory is what the driver reports as the total (`nvidia-smi`, ECC as shipped); bandwidth is the data sheet's.
+//! The rows and where each figure comes from: [`table`].
 
-use crate::units::MIB;
+mod table;
+
+pub use table::GPUS;
+
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -13,87 +16,35 @@ pub struct GpuModel {
     pub full_name: &'static str,
     pub memory_total_bytes: u64,
     pub memory_bandwidth_bytes_per_s: u64,
+    pub rates: Rates,
+    pub link: Link,
     pub compute_capability: (u32, u32),
-    /// Where memory and bandwidth come from.
+    /// Board power (TDP).
+    pub power_w: u32,
+    /// Where the figures come from.
     pub source: &'static str,
     /// Has a row of its own when a plan is made without a card.
     pub common: bool,
 }
 
-const fn card(
-    name: &'static str,
-    full_name: &'static str,
-    memory_mib: u64,
-    bandwidth_gb_per_s: u64,
-    compute_capability: (u32, u32),
-    source: &'static str,
-) -> GpuModel {
-    GpuModel {
-        name,
-        full_name,
-        memory_total_bytes: memory_mib * MIB,
-        memory_bandwidth_bytes_per_s: bandwidth_gb_per_s * 1_000_000_000,
-        compute_capability,
-        source,
-        common: false,
-    }
+/// Dense tensor-core rates (no sparsity). `None`: no such mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Rates {
+    /// fp16, and bf16 from compute capability 8.0 on.
+    pub half_flops_per_s: u64,
+    pub fp8_flops_per_s: Option<u64>,
+    pub int8_ops_per_s: Option<u64>,
+    pub fp4_flops_per_s: Option<u64>,
 }
 
-const fn common(gpu: GpuModel) -> GpuModel {
-    GpuModel { common: true, ..gpu }
+/// How cards of a box reach each other, in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// All NVLinks of a card together.
+    pub nvlink_bytes_per_s: Option<u64>,
+    /// 16 lanes.
+    pub pcie_bytes_per_s: u64,
 }
-
-/// Smallest memory first, so that the first card that holds a model is the least that does.
-pub const GPUS: &[GpuModel] = &[
-    common(card("t4", "Tesla T4", 15_360, 320, (7, 5), "nvidia-smi; NVIDIA T4 data sheet")),
-    common(card("a10", "NVIDIA A10", 23_028, 600, (8, 6), "nvidia-smi; NVIDIA A10 data sheet")),
-    common(card("l4", "NVIDIA L4", 23_034, 300, (8, 9), "nvidia-smi; NVIDIA L4 data sheet")),
-    common(card(
-        "rtx4090",
-        "NVIDIA GeForce RTX 4090",
-        24_564,
-        1_008,
-        (8, 9),
-        "nvidia-smi; GeForce RTX 4090 specifications",
-    )),
-    common(card(
-        "rtx3090",
-        "NVIDIA GeForce RTX 3090",
-        24_576,
-        936,
-        (8, 6),
-        "nvidia-smi; GeForce RTX 3090 specifications",
-    )),
-    card("a30", "NVIDIA A30", 24_576, 933, (8, 0), "nvidia-smi; NVIDIA A30 data sheet"),
-    common(card(
-        "rtx5090",
-        "NVIDIA GeForce RTX 5090",
-        32_607,
-        1_792,
-        (12, 0),
-        "nvidia-smi; GeForce RTX 5090 specifications",
-    )),
-    card("v100-32g", "Tesla V100-SXM2-32GB", 32_768, 900, (7, 0), "nvidia-smi; NVIDIA V100 data sheet"),
-    common(card("a100-40g", "NVIDIA A100-SXM4-40GB", 40_960, 1_555, (8, 0), "nvidia-smi; NVIDIA A100 data sheet")),
-    card("a40", "NVIDIA A40", 46_068, 696, (8, 6), "nvidia-smi; NVIDIA A40 data sheet"),
-    card("l20", "NVIDIA L20", 46_068, 864, (8, 9), "nvidia-smi; NVIDIA L20 specifications"),
-    common(card("l40s", "NVIDIA L40S", 46_068, 864, (8, 9), "nvidia-smi; NVIDIA L40S data sheet")),
-    common(card("a6000", "NVIDIA RTX A6000", 49_140, 768, (8, 6), "nvidia-smi, ECC off; RTX A6000 data sheet")),
-    card(
-        "rtx6000-ada",
-        "NVIDIA RTX 6000 Ada Generation",
-        49_140,
-        960,
-        (8, 9),
-        "nvidia-smi, ECC off; RTX 6000 Ada data sheet",
-    ),
-    common(card("h100", "NVIDIA H100 80GB HBM3", 81_559, 3_350, (9, 0), "nvidia-smi; NVIDIA H100 SXM data sheet")),
-    common(card("a100-80g", "NVIDIA A100-SXM4-80GB", 81_920, 2_039, (8, 0), "nvidia-smi; NVIDIA A100 data sheet")),
-    common(card("h20", "NVIDIA H20", 97_871, 4_000, (9, 0), "nvidia-smi; NVIDIA H20 specifications")),
-    card("gh200", "NVIDIA GH200 480GB", 97_871, 4_000, (9, 0), "nvidia-smi; NVIDIA GH200 data sheet, 96 GB HBM3"),
-    common(card("h200", "NVIDIA H200", 143_771, 4_800, (9, 0), "nvidia-smi; NVIDIA H200 data sheet")),
-    common(card("b200", "NVIDIA B200", 183_359, 8_000, (10, 0), "nvidia-smi; NVIDIA DGX B200 data sheet")),
-];
 
 /// The card a plan is made for when there is neither a driver nor a `--gpu`.
 pub const DEFAULT_GPU: &str = "h100";
@@ -115,6 +66,8 @@ pub fn find(name: &str) -> Result<&'static GpuModel, UnknownGpu> {
         "a100" | "a10080gb" => "a10080g",
         "a10040gb" => "a10040g",
         "h10080g" | "h10080gb" | "h100sxm" => "h100",
+        "h200sxm" | "h200141gb" => "h200",
+        "rtxpro6000blackwell" => "rtxpro6000",
         "v100" | "v10032gb" => "v10032g",
         "a10g" => "a10",
         "rtxa6000" => "a6000",
@@ -151,10 +104,23 @@ mod tests {
     }
 
     #[test]
-    fn names_are_distinct_and_sizes_plausible() {
+    fn names_are_distinct_and_figures_plausible() {
+        assert!(GPUS.len() >= 25);
+        assert!(GPUS.is_sorted_by_key(|gpu| gpu.memory_total_bytes), "the least card comes first");
         for (i, gpu) in GPUS.iter().enumerate() {
-            assert!((8..512).contains(&(gpu.memory_total_bytes / crate::units::GIB)), "{}", gpu.name);
-            assert!(GPUS[..i].iter().all(|other| canonical(other.name) != canonical(gpu.name)), "{}", gpu.name);
+            let name = gpu.name;
+            assert!((8..512).contains(&(gpu.memory_total_bytes / crate::units::GIB)), "{name}");
+            assert!(GPUS[..i].iter().all(|other| canonical(other.name) != canonical(name)), "{name}");
+            // No card since Volta has fewer than 30 or more than 500 operations a byte.
+            let balance = gpu.rates.half_flops_per_s / gpu.memory_bandwidth_bytes_per_s;
+            assert!((30..500).contains(&balance), "{name}: {balance}");
+            assert!((30..2000).contains(&gpu.power_w) && !gpu.source.is_empty(), "{name}");
+            let (major, minor) = gpu.compute_capability;
+            assert_eq!(gpu.rates.fp8_flops_per_s.is_some(), (major, minor) >= (8, 9), "{name}");
+            assert_eq!(gpu.rates.fp4_flops_per_s.is_some(), major >= 10, "{name}");
+            assert!(
+                gpu.rates.fp8_flops_per_s.is_none_or(|fp8| fp8 >= 2 * gpu.rates.half_flops_per_s - 1_000_000_000_000)
+            );
         }
     }
 }

@@ -1,24 +1,32 @@
 //! What fits: every legal tensor-parallel size with as many replicas as the cards allow, ranked.
 
+mod accounting;
 mod changes;
 mod error;
 mod notes;
 mod option;
+mod speed;
+mod support;
+mod targets;
 
+pub use accounting::{Accounting, engine_budget};
 pub use changes::Change;
 pub use error::{DoesNotFit, PlanError};
 pub use option::{Concurrency, PlanOption, Rejected, RejectedReason};
+pub use speed::{Bottleneck, Bound, LoadLimit, OptionSpeed, Timed};
+pub use support::Unsupported;
+pub use targets::{Demand, Miss, Rank, TargetKind, Targets, gpus_needed};
 
 use crate::gpus::GpuModel;
 use crate::memory::{
     EngineLimits, KvCacheDtype, KvLayout, SlidingLayers, Source, WeightSource, rank_weight_bytes, served_dtype,
 };
-use crate::model::{DType, Family, ModelSpec, Program, Quantization, Task, families};
+use crate::model::{DType, Family, ModelSpec, Program, Quantization, Storage, Task, families};
 use crate::tensor_parallel;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Plan`]'s shape; raised when a field changes meaning or goes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// More cards than any one plan is made for.
 pub const MAX_GPUS: u64 = 1024;
@@ -34,8 +42,10 @@ pub struct PlanRequest<'a> {
     /// Only this size; `None` tries every legal one.
     pub tensor_parallel_size: Option<u64>,
     pub limits: EngineLimits,
-    /// Length of a typical request, prompt and output. At most `limits.max_model_len` of it counts.
-    pub typical_len_tokens: u64,
+    /// Prompt and output of a typical request (at most `limits.max_model_len` of it counts), the engine, and what is
+    /// asked of it.
+    pub demand: Demand,
+    pub accounting: Accounting,
     pub kv_cache_dtype: KvCacheDtype,
     pub sliding: SlidingLayers,
 }
@@ -62,6 +72,7 @@ pub struct Plan {
     pub gpus: u64,
     pub limits: EngineLimits,
     pub typical_len_tokens: u64,
+    pub demand: Demand,
     /// Best first; never empty.
     pub options: Vec<PlanOption>,
     pub rejected: Vec<Rejected>,
@@ -79,7 +90,8 @@ pub struct ModelSummary {
     pub parameters: u64,
     pub stored_dtype: DType,
     pub served_dtype: DType,
-    pub quantization: Quantization,
+    /// How the checkpoint stores its linear weights: `None` for plain tensors.
+    pub quantization: Option<QuantizationSummary>,
     pub max_position_embeddings: u64,
     pub weights_bytes: u64,
     pub weights_source: Source,
@@ -87,6 +99,33 @@ pub struct ModelSummary {
     pub kv: KvLayout,
     /// All layers of one token at TP 1, while every window still holds it.
     pub kv_bytes_per_token: u64,
+}
+
+/// Quantised weights in a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuantizationSummary {
+    pub method: String,
+    /// Of linear layers that the checkpoint does not except.
+    pub linear: Storage,
+    pub experts: Storage,
+    pub kv_cache_fp8: bool,
+}
+
+impl QuantizationSummary {
+    fn of(quantization: &Quantization) -> Option<Self> {
+        let Quantization::Stored(stored) = quantization else { return None };
+        let (linear, experts) = (stored.linear, stored.experts);
+        Some(Self { method: stored.method.clone(), linear, experts, kv_cache_fp8: stored.kv_cache_fp8 })
+    }
+
+    /// `fp8`, `int4`, `fp4 experts`.
+    pub fn name(&self) -> String {
+        match (self.linear, self.experts) {
+            (Storage::Packed(linear), _) => linear.name(),
+            (Storage::Plain, Storage::Packed(experts)) => format!("{} experts", experts.name()),
+            (Storage::Plain, Storage::Plain) => "mixed precision".to_owned(),
+        }
+    }
 }
 
 /// The best that one kind of card can do.
@@ -108,6 +147,12 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let program = families::program(request.spec);
     let (options, rejected) = search(request, &program);
     if options.is_empty() {
+        if let Err(unsupported) = support::check(request) {
+            return Err(PlanError::Unsupported(unsupported));
+        }
+        if let Some(miss) = Rejected::nearest_miss(&rejected) {
+            return Err(PlanError::MissesTarget(miss));
+        }
         return Err(PlanError::DoesNotFit(Box::new(changes::does_not_fit(request, &program))));
     }
     let mut plan = Plan {
@@ -117,6 +162,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         gpus: request.gpus,
         limits: request.limits,
         typical_len_tokens: request.typical_len(),
+        demand: Demand { shape: request.demand.shape.within(request.limits.max_model_len), ..request.demand },
         options,
         rejected,
         notes: Vec::new(),
@@ -146,12 +192,12 @@ pub fn across_cards<'c>(
 
 impl PlanRequest<'_> {
     fn typical_len(&self) -> u64 {
-        self.typical_len_tokens.min(self.limits.max_model_len)
+        self.demand.shape.total_tokens().min(self.limits.max_model_len)
     }
 
-    fn layout(&self, program: &Program, tensor_parallel_size: u64) -> KvLayout {
+    fn layout(&self, tensor_parallel_size: u64) -> KvLayout {
         let dtype = self.kv_cache_dtype.resolve(self.spec);
-        KvLayout::new(program, tensor_parallel_size, dtype, self.limits.block_size_tokens, self.sliding)
+        KvLayout::new(self.spec, tensor_parallel_size, dtype, self.limits.block_size_tokens, self.sliding)
     }
 
     /// Sizes worth trying: the one asked for, or all up to the number of cards.
@@ -163,13 +209,15 @@ impl PlanRequest<'_> {
     }
 }
 
-/// Options that fit, best first, and the sizes that do not. A size that cannot divide the model is worth telling
+/// Options that fit and meet the targets, best first, and the sizes that do not. A size that cannot divide the model is worth telling
 /// when it is a power of two, which people try.
 fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec<Rejected>) {
     let (mut options, mut rejected) = (Vec::new(), Vec::new());
+    let unsupported = support::check(request);
     for tensor_parallel_size in request.sizes() {
         let reason = match tensor_parallel::check(request.spec, tensor_parallel_size) {
             Err(indivisible) => RejectedReason::Indivisible(indivisible),
+            Ok(()) if unsupported.is_err() => continue,
             Ok(()) => match PlanOption::new(request, program, tensor_parallel_size) {
                 Ok(option) => {
                     options.push(option);
@@ -182,7 +230,12 @@ fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec
             rejected.push(Rejected { tensor_parallel_size, reason });
         }
     }
-    options.sort_by_key(|o| (std::cmp::Reverse(o.typical.requests_total), o.tensor_parallel_size));
+    match request.demand.rank {
+        Rank::Concurrency => {
+            options.sort_by_key(|o| (std::cmp::Reverse(o.typical.requests_total), o.tensor_parallel_size));
+        }
+        Rank::RequestRate => options.sort_by(|a, b| PlanOption::by_rate(a, b, &request.demand.targets)),
+    }
     (options, rejected)
 }
 
@@ -192,7 +245,7 @@ fn summary(request: &PlanRequest<'_>, program: &Program) -> ModelSummary {
         WeightSource::Program => (rank_weight_bytes(program, spec, 1), Source::Computed),
         WeightSource::Checkpoint { bytes } => (bytes, Source::Checkpoint),
     };
-    let kv = request.layout(program, 1);
+    let kv = request.layout(1);
     ModelSummary {
         name: request.model_name.to_owned(),
         architecture: spec.architecture.clone(),
@@ -202,7 +255,7 @@ fn summary(request: &PlanRequest<'_>, program: &Program) -> ModelSummary {
         parameters: program.parameters(),
         stored_dtype: spec.dtype,
         served_dtype: served_dtype(spec),
-        quantization: spec.quantization,
+        quantization: QuantizationSummary::of(&spec.quantization),
         max_position_embeddings: spec.max_position_embeddings,
         weights_bytes,
         weights_source,

@@ -1,6 +1,8 @@
 //! Which tensor-parallel sizes a model can be cut into.
 
-use crate::model::{ModelSpec, Quantization};
+use crate::model::{
+    AttentionSpec, Element, Ffn, Mixer, MlpSpec, ModelSpec, Packed, Quantization, Role, StateKind, StateSpec, Storage,
+};
 use serde::{Deserialize, Serialize};
 
 /// Why a size is not legal: a dimension that does not divide.
@@ -18,30 +20,98 @@ pub struct Indivisible {
 /// # Errors
 /// [`Indivisible`], naming the first dimension that does not.
 pub fn check(spec: &ModelSpec, tensor_parallel_size: u64) -> Result<(), Indivisible> {
-    let tp = tensor_parallel_size.max(1);
-    let problem =
-        |dimension: &str, value: u64| Err(Indivisible { dimension: dimension.to_owned(), value, tensor_parallel_size });
+    let ranks = Ranks(tensor_parallel_size.max(1));
+    if ranks.0 == 1 {
+        return Ok(());
+    }
     for layer in &spec.layers {
-        let a = &layer.attention;
-        if !a.num_heads.is_multiple_of(tp) {
-            return problem("num_attention_heads", a.num_heads);
-        }
-        if !a.num_kv_heads.is_multiple_of(tp) && !tp.is_multiple_of(a.num_kv_heads) {
-            return problem("num_key_value_heads", a.num_kv_heads);
-        }
-        let intermediate = layer.mlp.intermediate_size;
-        if !intermediate.is_multiple_of(tp) {
-            return problem("intermediate_size", intermediate);
-        }
-        if let Quantization::Grouped { group_size, .. } = spec.quantization
-            && tp > 1
-            && group_size > 0
-            && !(intermediate / tp).is_multiple_of(group_size)
-        {
-            return problem("intermediate_size in quantisation groups", intermediate / group_size);
+        ranks.mixer(&layer.mixer)?;
+        match &layer.ffn {
+            Ffn::None => {}
+            Ffn::Dense(mlp) => ranks.mlp(spec, "intermediate_size", mlp, Role::Linear)?,
+            Ffn::Experts(moe) => {
+                ranks.mlp(spec, "moe_intermediate_size", &moe.expert, Role::Experts)?;
+                for mlp in moe.shared.iter().chain(&moe.dense) {
+                    ranks.mlp(spec, "shared_expert_intermediate_size", mlp, Role::Linear)?;
+                }
+            }
         }
     }
     Ok(())
+}
+
+struct Ranks(u64);
+
+impl Ranks {
+    fn divides(&self, dimension: &str, value: u64) -> Result<(), Indivisible> {
+        if value.is_multiple_of(self.0) {
+            return Ok(());
+        }
+        Err(Indivisible { dimension: dimension.to_owned(), value, tensor_parallel_size: self.0 })
+    }
+
+    /// Divided between the ranks, or each of them on several ranks.
+    fn divides_or_repeats(&self, dimension: &str, value: u64) -> Result<(), Indivisible> {
+        if self.0.is_multiple_of(value.max(1)) { Ok(()) } else { self.divides(dimension, value) }
+    }
+
+    fn mixer(&self, mixer: &Mixer) -> Result<(), Indivisible> {
+        match mixer {
+            Mixer::Attention(a) | Mixer::Cross(a) => self.attention(a),
+            Mixer::Latent(a) => self.divides("num_attention_heads", a.num_heads),
+            Mixer::Compressed(a) => {
+                self.divides("num_attention_heads", a.num_heads)?;
+                self.divides_or_repeats("o_groups", a.o_groups)
+            }
+            Mixer::State(state) => self.state(state),
+            Mixer::Parallel { attention, state } => {
+                self.attention(attention)?;
+                self.state(state)
+            }
+            Mixer::None => Ok(()),
+        }
+    }
+
+    fn attention(&self, a: &AttentionSpec) -> Result<(), Indivisible> {
+        self.divides("num_attention_heads", a.num_heads)?;
+        self.divides_or_repeats("num_key_value_heads", a.num_kv_heads)
+    }
+
+    fn state(&self, state: &StateSpec) -> Result<(), Indivisible> {
+        match state.kind {
+            StateKind::Mamba1 | StateKind::ShortConv => self.divides("the mixer's inner size", state.inner_size()),
+            StateKind::Mamba2 => {
+                self.divides("mamba_num_heads", state.value_heads)?;
+                // Groups are repeated when they do not divide, which takes one group or a divisor.
+                if state.key_heads == 1 { Ok(()) } else { self.divides_or_repeats("mamba n_groups", state.key_heads) }
+            }
+            StateKind::GatedDeltaNet | StateKind::KimiDelta | StateKind::Lightning => {
+                self.divides("linear_num_value_heads", state.value_heads)?;
+                self.divides("linear_num_key_heads", state.key_heads)
+            }
+        }
+    }
+
+    fn mlp(&self, spec: &ModelSpec, name: &str, mlp: &MlpSpec, role: Role) -> Result<(), Indivisible> {
+        let size = mlp.intermediate_size;
+        self.divides(name, size)?;
+        let Quantization::Stored(stored) = &spec.quantization else { return Ok(()) };
+        let storage = if role == Role::Experts { stored.experts } else { stored.linear };
+        let Storage::Packed(packed) = storage else { return Ok(()) };
+        match packed.group_columns() {
+            Some(columns) if !(size / self.0).is_multiple_of(columns) && !spread_blocks(&packed) => Err(Indivisible {
+                dimension: format!("{name} in quantisation groups"),
+                value: size / columns,
+                tensor_parallel_size: self.0,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Microscaling kernels pad a rank's part to whole groups (gpt-oss at TP 4 and 8).
+fn spread_blocks(packed: &Packed) -> bool {
+    packed.element == Element::Float && packed.bits == 4
 }
 
 /// Legal sizes up to `max`, ascending. Always holds 1.

@@ -195,9 +195,10 @@ fn spec(family: Family, heads: (u64, u64, u64), hidden: u64, inner: u64, vocab: 
         mask: Mask::Causal,
         softcap: None,
         rope: Some(RopeSpec { theta: 500_000.0, rotary_dim: head_dim, scaling: RopeScaling::None }),
-        qk_norm: family == Family::Qwen3,
+        qk_norm: if family == Family::Qwen3 { QkNorm::PerHead } else { QkNorm::None },
         qkv_bias: family == Family::Qwen2,
         output_bias: false,
+        ..AttentionSpec::grouped(num_heads, num_kv_heads, head_dim)
     };
     let mlp = MlpSpec { intermediate_size: inner, activation: Activation::Silu, gated: true, bias: false };
     ModelSpec {
@@ -213,8 +214,9 @@ fn spec(family: Family, heads: (u64, u64, u64), hidden: u64, inner: u64, vocab: 
         embedding_scale: None,
         tied_embeddings: family == Family::Qwen2,
         final_logit_softcap: None,
-        layers: vec![LayerSpec { attention, mlp }; layers],
+        layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Dense(mlp) }; layers],
         quantization: Quantization::None,
+        extras: Extras::default(),
     }
 }
 
@@ -228,7 +230,7 @@ fn qwen_0_5b() -> ModelSpec {
 
 fn parity_cases() -> Vec<(&'static str, ModelSpec)> {
     let mut sliding = spec(Family::Mistral, (4, 2, 32), 128, 256, 1003, 2);
-    sliding.layers.iter_mut().for_each(|l| l.attention.mask = Mask::Sliding { window: 40 });
+    sliding.layers.iter_mut().for_each(|l| l.attention_mut().unwrap().mask = Mask::Sliding { window: 40 });
     vec![
         ("parity: llama, head_dim 128, group 4", spec(Family::Llama, (8, 2, 128), 512, 1024, 5000, 2)),
         ("parity: qwen2, head_dim 64, group 7, biases, tied", spec(Family::Qwen2, (14, 2, 64), 896, 1216, 3001, 2)),

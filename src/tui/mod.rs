@@ -24,8 +24,8 @@ pub use app::run;
 pub use plain::{Plain, run_plain};
 pub use replay::Replay;
 pub use source::{Action, Source};
-pub use terminal::has_screen;
-pub use theme::{Charset, Palette, Theme};
+pub use terminal::{Screen, has_screen, size as terminal_size};
+pub use theme::{Charset, Level, Palette, Theme};
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crossterm::terminal::{
 };
 use ratatui::backend::CrosstermBackend;
 use ratatui::layout::{Rect, Size};
-use ratatui::{Terminal, TerminalOptions, Viewport};
+use ratatui::{Frame, Terminal, TerminalOptions, Viewport};
 use std::io::{BufWriter, IsTerminal, Stdout, stdin, stdout};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,11 +70,16 @@ impl Screen {
     }
 
     pub fn draw(&mut self, state: &State, theme: &Theme) -> anyhow::Result<()> {
+        self.draw_with(|frame| views::draw(state, theme, frame))
+    }
+
+    /// One frame of anything.
+    pub fn draw_with(&mut self, render: impl FnOnce(&mut Frame<'_>)) -> anyhow::Result<()> {
         if !TAKEN.load(Ordering::SeqCst) {
             bail!("the dashboard ended because a task panicked");
         }
         crossterm::queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
-        let drawn = self.terminal.draw(|frame| views::draw(state, theme, frame)).map(|_| ());
+        let drawn = self.terminal.draw(render).map(|_| ());
         crossterm::execute!(self.terminal.backend_mut(), EndSynchronizedUpdate)?;
         drawn.context("cannot draw on the terminal")
     }

@@ -4,6 +4,7 @@ mod launched;
 mod mock_upstream;
 mod mock_worker;
 mod plan;
+mod plan_json;
 mod router;
 mod supervisor;
 mod top;

@@ -73,7 +73,7 @@ fn encoders_have_no_cache_to_plan() {
 fn json_is_one_versioned_object() {
     let output = plan(&vicuna(), &["--gpus", "8", "--gpu", "h100", "--json"]);
     let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!(json["schema"], 1);
+    assert_eq!(json["schema"], 2);
     assert_eq!(json["card_source"], "flag");
     assert_eq!(json["model"]["kv_bytes_per_token"], 819_200);
     assert_eq!(json["options"].as_array().unwrap().len(), 4);
@@ -99,11 +99,11 @@ fn flags_have_the_names_that_peers_use() {
 
 #[test]
 fn an_unknown_architecture_is_no_guess() {
-    let directory = directory(&[("config.json", br#"{"architectures":["MambaForCausalLM"]}"#)]);
+    let directory = directory(&[("config.json", br#"{"architectures":["RwkvForCausalLM"]}"#)]);
     let output = plan(directory.path(), &["--gpu", "h100"]);
     assert_eq!(output.status.code(), Some(2));
     let text = stderr(&output);
-    assert!(text.contains("config.json: unknown architecture `MambaForCausalLM`; known: LlamaForCausalLM"), "{text}");
+    assert!(text.contains("config.json: unknown architecture `RwkvForCausalLM`; known: R"), "{text}");
     assert_eq!(stdout(&output), "");
 }
 
@@ -125,8 +125,51 @@ fn what_does_not_fit_ends_with_3_and_says_what_would() {
 }
 
 #[test]
+fn targets_without_gpus_say_how_many() {
+    let model = config("meta-llama__Meta-Llama-3.1-8B");
+    let shape = ["--gpu", "l40s", "--max-model-len", "8k", "--isl", "1024", "--osl", "256"];
+    let output = plan(&model, &[&shape[..], &["--target-request-rate", "30", "--tpot", "80", "--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let gpus = json["gpus"].as_u64().unwrap();
+    let best = &json["options"][0]["speed"];
+    assert!(gpus > 1 && best["gpus_needed"].as_u64().unwrap() <= gpus, "{best}");
+    assert!(best["requests_per_s"].as_f64().unwrap() >= 29.99 && best["replica"]["tpot_ms"].as_f64().unwrap() <= 80.0);
+    let fewer = (gpus - 1).to_string();
+    let output =
+        plan(&model, &[&shape[..], &["--target-request-rate", "30", "--tpot", "80", "--gpus", &fewer]].concat());
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("no option meets the targets"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_split_is_ranked_and_says_why_the_others_lost() {
+    let (llm, embed, rerank) = (vicuna(), config("BAAI__bge-large-en-v1.5"), config("BAAI__bge-reranker-v2-m3"));
+    let small = ["--slm", embed.to_str().unwrap(), "--slm", rerank.to_str().unwrap()];
+    let cards = ["--gpu", "a100-40g", "--gpus", "8", "--max-model-len", "2k", "--target-request-rate", "100"];
+    let output = plan(&llm, &[&cards[..], &small[..], &["--workload", "doc-qa"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("the small models want: doc-qa* 2-4, kb-qa 4-8, balanced 2\n"), "{text}");
+    insta::assert_snapshot!("plan_split_a100x8", text);
+    let output = plan(&llm, &[&cards[..], &["--slm", llm.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("generates text"), "{}", stderr(&output));
+    let output = plan(&llm, &["--gpu", "a100-40g", "--workload", "doc-qa"]);
+    assert_eq!(output.status.code(), Some(2), "a workload without small models");
+}
+
+#[test]
+fn explain_gives_every_figure_its_formula() {
+    let output = plan(&vicuna(), &["--gpus", "8", "--gpu", "a100-40g", "--max-model-len", "2k", "--explain"]);
+    let text = stdout(&output);
+    let explained = text.split("How the best option comes about:\n").nth(1).unwrap();
+    insta::assert_snapshot!("plan_explained", explained);
+}
+
+#[test]
 fn bad_arguments_end_with_2() {
-    let table: [(&[&str], &str); 9] = [
+    let table: [(&[&str], &str); 13] = [
         (&["--gpu", "h300"], "unknown GPU `h300`; known: t4"),
         (&["--gpu", "h100", "--gpus", "0"], "--gpus"),
         (&["--gpu", "h100", "--vram-ratio", "1.5"], "gpu_memory_utilization is 1.5"),
@@ -136,6 +179,10 @@ fn bad_arguments_end_with_2() {
         (&["--gpu", "h100", "--kv-cache-dtype", "fp4"], "expected auto, fp16, bf16 or fp8"),
         (&["--gpu", "h100", "--gpus", "8", "--tp", "3"], "possible: 1, 2, 4, 8"),
         (&["--gpu", "h100", "--max-num-seqs", "0"], "max_num_seqs is 0"),
+        (&["--gpu", "h100", "--engine", "tgi"], "expected mserve, vllm or sglang"),
+        (&["--gpu", "h100", "--tpot=-1"], "tpot is -1"),
+        (&["--gpu", "h100", "--ttft", "nan"], "ttft is NaN"),
+        (&["--gpu", "h100", "--target-request-rate", "inf"], "target_request_rate is inf"),
     ];
     for (args, expected) in table {
         let output = plan(&vicuna(), args);
@@ -213,5 +260,84 @@ fn without_a_gpu_flag_there_is_always_an_answer() {
         }
     } else {
         assert!(first.contains("of this machine"), "{first}");
+    }
+}
+
+#[test]
+fn the_file_that_is_written_is_what_launch_reads() {
+    use mserve::settings::{Flags, resolve};
+    let file = |name: &str| std::fs::read(config(name)).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let model = |name: &str, config: &str| {
+        let directory = home.path().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("config.json"), file(config)).unwrap();
+        directory
+    };
+    let llm = model("llama", "meta-llama__Meta-Llama-3.1-8B");
+    let embed = model("bge large", "BAAI__bge-large-en-v1.5");
+    let written = home.path().join("mserve.toml");
+    let to = ["--write", written.to_str().unwrap()];
+    let output = plan(&llm, &[&["--gpu", "h100", "--gpus", "4", "--max-model-len", "16k"], &to[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let flags = || Flags { config: Some(written.clone()), ..Flags::default() };
+    let settings = resolve(flags(), home.path()).unwrap();
+    let one = &settings.models[0];
+    assert_eq!((settings.models.len(), &one.name[..], one.replicas), (1, "llama", 4));
+    assert_eq!(
+        (one.max_model_len, one.max_num_seqs, one.max_num_batched_tokens),
+        (Some(16_384), Some(256), Some(8192))
+    );
+    assert_eq!(one.path.canonicalize().unwrap(), llm.canonicalize().unwrap());
+
+    let slm = ["--slm", embed.to_str().unwrap(), "--slm-ratio", "60"];
+    let cards = ["--gpu", "h100", "--gpus", "4", "--max-model-len", "8k"];
+    let output = plan(&llm.join("config.json"), &[&cards[..], &slm[..], &to[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let settings = resolve(flags(), home.path()).unwrap();
+    let replicas: u32 = settings.models.iter().map(|model| model.replicas).sum();
+    assert_eq!((settings.models.len(), replicas, &settings.models[1].name[..]), (2, 4, "bge-large"));
+
+    // What launch cannot run is not written.
+    std::fs::remove_file(&written).unwrap();
+    let large = config("meta-llama__Meta-Llama-3.1-70B");
+    let output = plan(&large, &[&["--gpu", "h100", "--gpus", "4", "--max-model-len", "8k"], &to[..]].concat());
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(!written.exists() && stderr(&output).contains("on one card"), "{}", stderr(&output));
+}
+
+#[test]
+fn other_engines_print_their_own_lines_and_a_boot_log_calibrates_them() {
+    let model = config("meta-llama__Meta-Llama-3.1-8B");
+    let vllm = ["--gpu", "h200", "--vram-ratio", "0.9", "--max-model-len", "8k", "--engine", "vllm"];
+    let output = plan(&model, &[&vllm[..], &["--engine-version", "0.26"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("Available KV cache memory: 10") && text.contains("as vLLM 0.26.0 prints it"), "{text}");
+    assert!(text.contains("max_num_seqs 1024"), "its default on such a card: {text}");
+
+    let home = directory(&[(
+        "boot.log",
+        b"INFO Initializing a V1 LLM engine (v0.26.0) with config: gpu_memory_utilization=0.9\n\
+          INFO Model loading took 15.10 GiB and 4.5 seconds\nINFO Available KV cache memory: 100.00 GiB\n",
+    )]);
+    let log = home.path().join("boot.log");
+    let output = plan(&model, &["--gpu", "h200", "--max-model-len", "8k", "--from-log", log.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("Available KV cache memory: 100.00 GiB"), "{text}");
+    assert!(text.contains("calibrated") && text.contains("15.10 GiB"), "{text}");
+
+    let other = home.path().join("other.log");
+    std::fs::write(&other, "nothing of the kind").unwrap();
+    for (args, why) in [
+        (vec!["--from-log", other.to_str().unwrap()], "no line of the log tells about memory"),
+        (vec!["--from-log", "/nonexistent"], "No such file"),
+        (vec!["--engine-version", "latest", "--engine", "vllm"], "is not a version"),
+        (vec!["--engine-version", "0.11.0"], "are of another engine"),
+    ] {
+        let output = plan(&model, &[&["--gpu", "h200"], &args[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(why), "{args:?}: {}", stderr(&output));
     }
 }

@@ -25,7 +25,7 @@ pub fn activation_bytes(
     let (mut live, mut peak) = (0_u64, 0_u64);
     for (i, op) in program.ops.iter().enumerate() {
         let io = Io::of(op);
-        if let Some(out) = io.writes {
+        for &out in &io.writes {
             live = live.saturating_add(size(out));
         }
         peak = peak.max(live);
@@ -51,30 +51,31 @@ fn last_uses(program: &Program) -> Vec<usize> {
     last
 }
 
-/// Buffers that an op reads, and the new one that it writes.
+/// Buffers that an op reads, and the new ones that it writes.
 #[derive(Debug)]
 struct Io {
     reads: Vec<BufferId>,
-    writes: Option<BufferId>,
+    writes: Vec<BufferId>,
 }
 
 impl Io {
     fn of(op: &Op) -> Self {
         let (reads, writes) = match op {
-            Op::Embed { out, .. } => (vec![], Some(*out)),
+            Op::Embed { out, .. } => (vec![], vec![*out]),
             Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => {
-                (add.iter().copied().chain([*x]).collect(), Some(*out))
+                (add.iter().copied().chain([*x]).collect(), vec![*out])
             }
-            Op::QkNormRopeKvWrite { qkv, .. } => (vec![*qkv], None),
-            Op::Attention { qkv, out, .. } => (vec![*qkv], Some(*out)),
+            Op::QkNormRopeKvWrite { qkv, .. } => (vec![*qkv], vec![]),
+            Op::Attention { qkv, out, .. } => (vec![*qkv], vec![*out]),
             Op::GatedAct { gate_up: x, out, .. }
             | Op::Act { x, out, .. }
             | Op::GatherLast { x, out }
             | Op::Pool { x, out, .. }
-            | Op::L2Normalize { x, out } => (vec![*x], Some(*out)),
+            | Op::L2Normalize { x, out } => (vec![*x], vec![*out]),
             // Logits belong to the sampler.
-            Op::LmHead { x, .. } => (vec![*x], None),
-            Op::SoftCap { .. } => (vec![], None),
+            Op::LmHead { x, .. } => (vec![*x], vec![]),
+            Op::SoftCap { .. } => (vec![], vec![]),
+            Op::Planned(op) => (op.add.iter().copied().chain([op.x]).collect(), vec![op.scratch, op.out]),
         };
         Self { reads, writes }
     }

@@ -93,6 +93,8 @@ pub enum TermKind {
     CudaContext,
     CudaGraphs,
     Collectives,
+    /// All of the above but weights together, as a boot log has them.
+    Overhead,
 }
 
 impl TermKind {
@@ -104,6 +106,7 @@ impl TermKind {
             Self::CudaContext => "CUDA context",
             Self::CudaGraphs => "CUDA graphs",
             Self::Collectives => "collectives",
+            Self::Overhead => "activations, context, graphs",
         }
     }
 }
@@ -118,6 +121,8 @@ pub enum Source {
     Checkpoint,
     /// Measured on one card, taken for all.
     Measured,
+    /// From a boot log of this model and card.
+    Calibrated,
     /// Taken over from another engine's logs.
     Assumed,
 }
@@ -157,6 +162,11 @@ impl Budget {
         if tensor_parallel_size > 1 {
             push(TermKind::Collectives, COLLECTIVES_BYTES, Source::Assumed);
         }
+        Self::of_terms(total_bytes, requested_bytes, terms)
+    }
+
+    /// What terms leave of `requested_bytes` is the pool.
+    pub(crate) fn of_terms(total_bytes: u64, requested_bytes: u64, terms: Vec<Term>) -> Self {
         let taken = sum(&terms);
         Self { total_bytes, requested_bytes, terms, kv_pool_bytes: requested_bytes.saturating_sub(taken) }
     }
@@ -181,7 +191,7 @@ fn sum(terms: &[Term]) -> u64 {
     terms.iter().fold(0, |sum, term| sum.saturating_add(term.bytes))
 }
 
-fn weights_term(program: &Program, spec: &ModelSpec, weights: WeightSource, tp: u64) -> Term {
+pub(crate) fn weights_term(program: &Program, spec: &ModelSpec, weights: WeightSource, tp: u64) -> Term {
     let of_rank = rank_weight_bytes(program, spec, tp);
     let (bytes, source) = match weights {
         WeightSource::Program => (of_rank, Source::Computed),

@@ -1,7 +1,7 @@
 //! The KV pool of the bundled engine: one table of equal blocks for all layers, sliding ones kept whole.
 
 use super::kv::{KvLayout, SlidingLayers};
-use crate::model::{DType, ModelSpec, families};
+use crate::model::{DType, ModelSpec};
 use serde::{Deserialize, Serialize};
 
 /// A pool of KV blocks for one replica without tensor parallelism.
@@ -32,7 +32,7 @@ impl CachePlan {
 
 /// K and V of one token in all layers. 0 for models that keep no cache.
 pub fn kv_bytes_per_token(spec: &ModelSpec, dtype: DType) -> u64 {
-    KvLayout::new(&families::program(spec), 1, dtype, 1, SlidingLayers::KeepAll).bytes_per_token()
+    KvLayout::new(spec, 1, dtype, 1, SlidingLayers::KeepAll).bytes_per_token()
 }
 
 /// Divide `kv_bytes` into blocks of `block_size_tokens`.

@@ -15,8 +15,9 @@ pub enum KvCacheDtype {
 
 impl KvCacheDtype {
     pub fn resolve(self, spec: &ModelSpec) -> DType {
-        match (self, spec.quantization) {
-            (Self::Auto, Quantization::Fp8 { kv_cache: true }) | (Self::Fp8, _) => DType::F8E4M3,
+        match (self, &spec.quantization) {
+            (Self::Fp8, _) => DType::F8E4M3,
+            (Self::Auto, Quantization::Stored(stored)) if stored.kv_cache_fp8 => DType::F8E4M3,
             (Self::Auto, _) => served_dtype(spec),
             (Self::Fp16, _) => DType::F16,
             (Self::Bf16, _) => DType::BF16,

@@ -1,10 +1,10 @@
-//! The KV cache as blocks per request and cache group.
+//! The KV cache as blocks per request and cache group: never one number of bytes per token.
 //!
-//! Rules: vLLM's `v1/core/kv_cache_planning.py` (groups) and `SlidingWindowSpec.max_admission_blocks_per_request`
-//! (blocks). Layers that look at everything and layers that look back over a window are groups of their own; one pool
-//! of equal blocks serves all groups, and a request takes blocks from each.
+//! Layers that look at everything, layers that look back over a window, latents, indexers and recurrent states are
+//! groups of their own; one pool of equal blocks serves all of them, and a request takes blocks from each.
 
-use crate::model::{DType, Mask, Program};
+use super::{CacheKind, Groups, KvFormat, PoolOptions, layer_caches};
+use crate::model::{DType, ModelSpec};
 use serde::{Deserialize, Serialize};
 
 /// What happens to tokens that have left a sliding layer's window.
@@ -18,27 +18,34 @@ pub enum SlidingLayers {
     KeepAll,
 }
 
-/// Layers of one kind, on one rank.
+/// Caches of one kind and size, on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvGroup {
     #[serde(flatten)]
-    pub kind: KvGroupKind,
+    pub kind: CacheKind,
     pub layers: u64,
-    /// K and V of one token in one layer, on one rank.
-    pub bytes_per_token_per_layer: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum KvGroupKind {
-    Full,
-    Sliding { window_tokens: u64 },
+    /// Of one layer, on one rank: a token, a compressed state, or for `State` a sequence.
+    pub bytes_per_entry_per_layer: u64,
 }
 
 impl KvGroup {
-    /// K and V of one token in all layers of the group, on one rank.
+    /// What one token adds in all layers of the group while every window still holds it; 0 for states. Compressed
+    /// entries count their share.
     pub fn bytes_per_token(&self) -> u64 {
-        self.layers * self.bytes_per_token_per_layer
+        let all = self.layers * self.bytes_per_entry_per_layer;
+        match self.kind {
+            CacheKind::State => 0,
+            CacheKind::Compressed { tokens_per_entry } => all.div_ceil(tokens_per_entry.max(1)),
+            _ => all,
+        }
+    }
+
+    /// What a sequence takes whatever its length.
+    pub fn bytes_per_sequence(&self) -> u64 {
+        match self.kind {
+            CacheKind::State => self.layers * self.bytes_per_entry_per_layer,
+            _ => 0,
+        }
     }
 }
 
@@ -50,35 +57,43 @@ pub struct KvLayout {
     pub dtype: DType,
     pub tensor_parallel_size: u64,
     pub block_size_tokens: u64,
+    /// How layers share blocks.
+    pub pool: Groups,
 }
 
 impl KvLayout {
     /// `tensor_parallel_size` and `block_size_tokens` of 0 count as 1.
     pub fn new(
-        program: &Program,
+        spec: &ModelSpec,
         tensor_parallel_size: u64,
         dtype: DType,
         block_size_tokens: u64,
         sliding: SlidingLayers,
     ) -> Self {
-        let tensor_parallel_size = tensor_parallel_size.max(1);
+        let (tensor_parallel_size, block_size_tokens) = (tensor_parallel_size.max(1), block_size_tokens.max(1));
+        let whole = sliding == SlidingLayers::KeepAll;
         let mut groups: Vec<KvGroup> = Vec::new();
-        for id in program.cached_attentions() {
-            let a = program.attention(id);
-            // Every rank needs at least one whole head: fewer heads than ranks are replicated.
-            let heads = (a.num_kv_heads / tensor_parallel_size).max(1);
-            let bytes_per_token_per_layer = 2 * heads * a.head_dim * dtype.bytes();
-            let kind = match (a.mask, sliding) {
-                (Mask::Sliding { window }, SlidingLayers::KeepWindow) => KvGroupKind::Sliding { window_tokens: window },
-                _ => KvGroupKind::Full,
+        for cache in layer_caches(spec, tensor_parallel_size, KvFormat::from(dtype)).into_iter().flatten() {
+            let kind = match cache.kind {
+                CacheKind::Sliding { .. } | CacheKind::Chunked { .. } if whole => CacheKind::Full,
+                kind => kind,
             };
-            match groups.iter_mut().find(|g| g.kind == kind && g.bytes_per_token_per_layer == bytes_per_token_per_layer)
-            {
+            let bytes_per_entry_per_layer = cache.bytes_per_entry;
+            let same = |g: &&mut KvGroup| g.kind == kind && g.bytes_per_entry_per_layer == bytes_per_entry_per_layer;
+            match groups.iter_mut().find(same) {
                 Some(group) => group.layers += 1,
-                None => groups.push(KvGroup { kind, layers: 1, bytes_per_token_per_layer }),
+                None => groups.push(KvGroup { kind, layers: 1, bytes_per_entry_per_layer }),
             }
         }
-        Self { groups, dtype, tensor_parallel_size, block_size_tokens: block_size_tokens.max(1) }
+        let options = PoolOptions {
+            block_size_tokens,
+            hybrid_manager: !whole,
+            ..PoolOptions::new(tensor_parallel_size, KvFormat::from(dtype))
+        };
+        let pool = Groups::new(spec, options);
+        // Hybrids enlarge it.
+        let block_size_tokens = pool.groups.first().map_or(block_size_tokens, |group| group.block_size_tokens);
+        Self { groups, dtype, tensor_parallel_size, block_size_tokens, pool }
     }
 
     /// True for models that keep no cache.
@@ -86,42 +101,29 @@ impl KvLayout {
         self.groups.is_empty()
     }
 
-    /// All layers of one token while every window still holds it, on one rank.
+    /// All layers of one token while every window still holds it, on one rank. Recurrent states are not in it.
     pub fn bytes_per_token(&self) -> u64 {
         self.groups.iter().map(KvGroup::bytes_per_token).sum()
     }
 
-    /// Layers that share one block. With two kinds of layers the smaller number, so that little is padded; the larger
-    /// when they are close.
-    fn layers_per_block(&self) -> u64 {
-        let smallest = self.groups.iter().map(|g| g.layers).min().unwrap_or(0);
-        let largest = self.groups.iter().map(|g| g.layers).max().unwrap_or(0);
-        if 2 * largest < 3 * smallest { largest } else { smallest }
+    /// Recurrent states of one sequence, on one rank.
+    pub fn bytes_per_sequence(&self) -> u64 {
+        self.groups.iter().map(KvGroup::bytes_per_sequence).sum()
     }
 
     /// Bytes of one block on one rank. 0 without a cache.
     pub fn block_bytes(&self) -> u64 {
-        let page = self.groups.iter().map(|g| g.bytes_per_token_per_layer).max().unwrap_or(0);
-        self.block_size_tokens * self.layers_per_block() * page
+        self.pool.bytes_per_block
     }
 
     /// Blocks of a pool of `pool_bytes` on one rank. 0 without a cache.
     pub fn num_blocks(&self, pool_bytes: u64) -> u64 {
-        pool_bytes.checked_div(self.block_bytes()).unwrap_or(0)
+        self.pool.num_blocks(pool_bytes)
     }
 
-    /// Blocks that one request of `tokens` may hold at once. A sliding layer holds its window and the tokens of the
-    /// step, and one block more because a window rarely begins on a block's border.
+    /// Blocks that one request of `tokens` may hold at once.
     pub fn blocks_per_request(&self, tokens: u64, max_num_batched_tokens: u64) -> u64 {
-        let per_block = self.layers_per_block().max(1);
-        let blocks = |tokens: u64| tokens.div_ceil(self.block_size_tokens);
-        let of_group = |group: &KvGroup| match group.kind {
-            KvGroupKind::Full => blocks(tokens),
-            KvGroupKind::Sliding { window_tokens } => {
-                blocks((window_tokens - 1).saturating_add(max_num_batched_tokens).min(tokens)) + 1
-            }
-        };
-        self.groups.iter().map(|group| group.layers.div_ceil(per_block) * of_group(group)).sum()
+        self.pool.blocks_in_steps_of(tokens, max_num_batched_tokens)
     }
 
     /// Requests of `tokens` that a pool holds at once; infinite without a cache.

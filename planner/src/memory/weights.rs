@@ -3,8 +3,7 @@
 
 use super::served_dtype;
 use crate::model::checkpoint::TensorInfo;
-use crate::model::{DType, ModelSpec, Op, Program, Quantization, Rows, Shard, Weight, WeightId};
-use std::collections::HashSet;
+use crate::model::{DType, ModelSpec, Program, Shard, Storage, Weight};
 
 /// Rows of an embedding table are padded to a multiple of this before they are divided (vLLM,
 /// `vocab_parallel_embedding.py`).
@@ -12,16 +11,17 @@ const VOCAB_PADDING: u64 = 64;
 
 /// Bytes of the weights on one rank.
 pub fn rank_weight_bytes(program: &Program, spec: &ModelSpec, tensor_parallel_size: u64) -> u64 {
-    let quantized = quantized_weights(program, spec);
-    let bytes = |(i, weight): (usize, &Weight)| {
-        let (rows, columns) = rank_shape(weight, tensor_parallel_size.max(1));
-        if quantized.contains(&WeightId(i)) && weight.shape.len() == 2 {
-            quantized_bytes(spec, rows, columns)
-        } else {
-            rows * columns * served_bytes(weight.dtype, spec)
-        }
-    };
-    program.weights.iter().enumerate().map(bytes).sum()
+    let bytes = |weight: &Weight| rank_bytes(weight, spec, tensor_parallel_size);
+    program.weights.iter().fold(0, |sum, weight| sum.saturating_add(bytes(weight)))
+}
+
+/// Bytes of one weight on one rank, as it lies in the card's memory.
+pub fn rank_bytes(weight: &Weight, spec: &ModelSpec, tensor_parallel_size: u64) -> u64 {
+    let shape = RankShape::of(weight, tensor_parallel_size.max(1));
+    match weight.storage {
+        Storage::Packed(packed) => packed.bytes(shape.rows, shape.columns).saturating_mul(shape.copies),
+        Storage::Plain => shape.elements().saturating_mul(served_bytes(weight.dtype, spec)),
+    }
 }
 
 /// Bytes that the tensors of a checkpoint take on the device: as stored, but float32 in the served type.
@@ -37,47 +37,43 @@ fn served_bytes(stored: DType, spec: &ModelSpec) -> u64 {
     }
 }
 
-/// Matrices that quantisation applies to: those that multiply token rows. Embeddings, heads and norms are left as
-/// they are by every supported method.
-fn quantized_weights(program: &Program, spec: &ModelSpec) -> HashSet<WeightId> {
-    if spec.quantization == Quantization::None {
-        return HashSet::new();
-    }
-    let parts = program.ops.iter().filter_map(|op| match op {
-        Op::Linear { x, weights, .. } if program.buffer(*x).rows == Rows::Tokens => Some(&weights.parts),
-        _ => None,
-    });
-    parts.flatten().copied().collect()
+/// A rank's part of a weight: matrices of `rows` by `columns`, as many as there are experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankShape {
+    pub copies: u64,
+    pub rows: u64,
+    pub columns: u64,
 }
 
-fn quantized_bytes(spec: &ModelSpec, rows: u64, columns: u64) -> u64 {
-    match spec.quantization {
-        Quantization::None => rows * columns * served_dtype(spec).bytes(),
-        // Packed integers, then a two-byte scale and a packed zero point for each group.
-        Quantization::Grouped { bits, group_size } => {
-            let groups = if group_size == 0 { 1 } else { columns.div_ceil(group_size) };
-            (rows * columns * bits).div_ceil(8) + groups * rows * 2 + (groups * rows * bits).div_ceil(8)
-        }
-        // A float scale for each 128 x 128 block; per-tensor scales are fewer.
-        Quantization::Fp8 { .. } => rows * columns + rows.div_ceil(128) * columns.div_ceil(128) * 4,
+impl RankShape {
+    pub fn of(weight: &Weight, tp: u64) -> Self {
+        let (copies, rows, columns) = match weight.shape[..] {
+            [] => (1, 1, 1),
+            [rows] => (1, rows, 1),
+            [rows, columns] => (1, rows, columns),
+            [ref copies @ .., rows, columns] => {
+                (copies.iter().fold(1, |p: u64, &n| p.saturating_mul(n)), rows, columns)
+            }
+        };
+        let (rows, columns) = match weight.shard {
+            Shard::Replicated => (rows, columns),
+            Shard::Column | Shard::FusedGateUp => (rows.div_ceil(tp), columns),
+            Shard::Row => (rows, columns.div_ceil(tp)),
+            Shard::KvHeads { heads } | Shard::Groups { groups: heads } => {
+                (rows / heads.max(1) * heads_of_rank(heads, tp), columns)
+            }
+            Shard::FusedQkv { heads, kv_heads } => {
+                let of_rank = heads.div_ceil(tp) + 2 * heads_of_rank(kv_heads, tp);
+                (rows / (heads + 2 * kv_heads).max(1) * of_rank, columns)
+            }
+            Shard::Vocab if tp == 1 => (rows, columns),
+            Shard::Vocab => (rows.next_multiple_of(VOCAB_PADDING).div_ceil(tp), columns),
+        };
+        Self { copies, rows, columns }
     }
-}
 
-/// Rows and columns (1 for vectors) of a rank's part.
-fn rank_shape(weight: &Weight, tp: u64) -> (u64, u64) {
-    let rows = weight.shape.first().copied().unwrap_or(1);
-    let columns = weight.shape.iter().skip(1).product();
-    match weight.shard {
-        Shard::Replicated => (rows, columns),
-        Shard::Column | Shard::FusedGateUp => (rows.div_ceil(tp), columns),
-        Shard::Row => (rows, columns.div_ceil(tp)),
-        Shard::KvHeads { heads } => (rows / heads * heads_of_rank(heads, tp), columns),
-        Shard::FusedQkv { heads, kv_heads } => {
-            let of_rank = heads.div_ceil(tp) + 2 * heads_of_rank(kv_heads, tp);
-            (rows / (heads + 2 * kv_heads) * of_rank, columns)
-        }
-        Shard::Vocab if tp == 1 => (rows, columns),
-        Shard::Vocab => (rows.next_multiple_of(VOCAB_PADDING).div_ceil(tp), columns),
+    pub fn elements(self) -> u64 {
+        self.copies.saturating_mul(self.rows).saturating_mul(self.columns)
     }
 }
 

@@ -4,12 +4,15 @@
 //! error that names the field, never a guess.
 
 mod architecture;
+mod base;
 mod decoder;
 mod encoder;
 mod error;
+mod families;
 mod fields;
 mod limits;
 mod masks;
+mod moe;
 mod quantization;
 mod rope;
 #[cfg(test)]
@@ -29,9 +32,10 @@ pub fn parse_config(json: &[u8]) -> Result<ModelSpec, ConfigError> {
     let map = fields::parse_object(json)?;
     let root = Fields::new(&map);
     let architecture = architecture::find(&root)?;
-    match architecture.family {
-        Family::Bert | Family::XlmRoberta => encoder::spec(&architecture, &root),
-        _ => decoder::spec(&architecture, &root),
+    match (families::reader(&architecture), architecture.family) {
+        (Some(reader), _) => reader(&architecture, &root),
+        (None, Family::Bert | Family::XlmRoberta) => encoder::spec(&architecture, &root),
+        (None, _) => decoder::spec(&architecture, &root),
     }
 }
 
@@ -73,6 +77,8 @@ fn activation(fields: &Fields<'_>, names: &[&'static str], default: Activation) 
         "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         "relu" => Ok(Activation::Relu),
         "tanh" => Ok(Activation::Tanh),
-        other => Err(fields.unsupported(field, other, "supported: silu, gelu, gelu_pytorch_tanh, relu, tanh")),
+        "relu2" | "relu_squared" => Ok(Activation::ReluSquared),
+        "swigluoai" | "swiglu_oai" | "gegelu" | "situ" | "xielu" => Ok(Activation::Special),
+        other => Err(fields.unsupported(field, other, "supported: silu, gelu, gelu_pytorch_tanh, relu, relu2, tanh")),
     }
 }

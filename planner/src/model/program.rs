@@ -3,7 +3,7 @@
 //! Sizes are symbolic: a step carries T tokens of S sequences. Widths below are of the whole model (TP 1); a weight's
 //! [`Shard`] says how a rank cuts it.
 
-use super::{Activation, AttentionSpec, DType, ModelSpec, Norm, Task};
+use super::{Activation, AttentionSpec, DType, Norm, Storage};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -44,13 +44,16 @@ pub enum Rows {
     Sequences,
 }
 
-/// A tensor of the checkpoint. Matrices are `[out, in]`, as PyTorch stores them.
+/// A tensor of the checkpoint. Matrices are `[out, in]`, as PyTorch stores them. Experts are `[experts, out, in]`, and
+/// a `*` in the name counts them where a checkpoint has one tensor for each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Weight {
     pub name: String,
     pub shape: Vec<u64>,
     pub dtype: DType,
     pub shard: Shard,
+    /// How the checkpoint holds it. `Plain`: elements of `dtype`.
+    pub storage: Storage,
 }
 
 impl Weight {
@@ -82,6 +85,10 @@ pub enum Shard {
     FusedGateUp,
     /// Rows are vocabulary entries, padded to a multiple of 64 and of TP.
     Vocab,
+    /// Output rows are groups (of B and C in Mamba): divided while there are enough, then replicated with their heads.
+    Groups {
+        groups: u64,
+    },
 }
 
 /// One matrix product, out = x W^T (+ bias), whose W is one or more checkpoint tensors stacked by rows.
@@ -194,6 +201,54 @@ pub enum Op {
         x: BufferId,
         cap: f64,
     },
+    /// A part that is planned and that no backend executes yet.
+    Planned(PlannedOp),
+}
+
+/// All of a mixer or FFN as one op: its weights, and what it holds while it runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedOp {
+    pub feature: Feature,
+    /// What of it makes it special, for messages: `gated attention output`.
+    pub detail: String,
+    pub layer: usize,
+    pub x: BufferId,
+    pub weights: Vec<WeightId>,
+    /// Holds what the op keeps between its products.
+    pub scratch: BufferId,
+    pub add: Option<BufferId>,
+    pub out: BufferId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    Attention,
+    LatentAttention,
+    CompressedAttention,
+    CrossAttention,
+    StateMixer,
+    Mlp,
+    Experts,
+    PerLayerInput,
+    HyperConnections,
+}
+
+impl Feature {
+    /// As an op is named in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "Attention",
+            Self::LatentAttention => "LatentAttention",
+            Self::CompressedAttention => "CompressedAttention",
+            Self::CrossAttention => "CrossAttention",
+            Self::StateMixer => "StateMixer",
+            Self::Mlp => "Mlp",
+            Self::Experts => "MoeExperts",
+            Self::PerLayerInput => "PerLayerInput",
+            Self::HyperConnections => "HyperConnections",
+        }
+    }
 }
 
 impl Program {
@@ -220,225 +275,14 @@ impl Program {
 
     /// Parameters of the model: elements of every distinct checkpoint tensor.
     pub fn parameters(&self) -> u64 {
-        self.weights.iter().map(Weight::elements).sum()
-    }
-}
-
-/// Appends ops and allocates buffers and weights; families are written against it.
-#[derive(Debug)]
-pub struct Builder<'a> {
-    spec: &'a ModelSpec,
-    program: Program,
-}
-
-impl<'a> Builder<'a> {
-    pub fn new(spec: &'a ModelSpec) -> Self {
-        let program = Program {
-            ops: Vec::new(),
-            buffers: Vec::new(),
-            weights: Vec::new(),
-            attentions: Vec::new(),
-            output: BufferId(0),
-            name_prefixes: Vec::new(),
-        };
-        Self { spec, program }
+        self.weights.iter().fold(0, |sum, w| sum.saturating_add(w.elements()))
     }
 
-    /// Checkpoints of this family may put one of these before tensor names.
-    pub fn name_prefixes(&mut self, prefixes: &[&str]) {
-        self.program.name_prefixes = prefixes.iter().map(|&p| p.to_owned()).collect();
-    }
-
-    pub fn weight(&mut self, name: impl Into<String>, shape: &[u64], shard: Shard) -> WeightId {
-        let weight = Weight { name: name.into(), shape: shape.to_vec(), dtype: self.spec.dtype, shard };
-        self.program.weights.push(weight);
-        WeightId(self.program.weights.len() - 1)
-    }
-
-    fn buffer(&mut self, rows: Rows, width: u64, sharded: bool) -> BufferId {
-        self.program.buffers.push(Buffer { rows, width, sharded });
-        BufferId(self.program.buffers.len() - 1)
-    }
-
-    /// Columns of a buffer.
-    pub fn width(&self, id: BufferId) -> u64 {
-        self.program.buffer(id).width
-    }
-
-    fn rows(&self, id: BufferId) -> Rows {
-        self.program.buffer(id).rows
-    }
-
-    /// Token embedding only: rotary models. Returns the buffer and the table (an `lm_head` may share it).
-    pub fn embed(&mut self, name: &str) -> (BufferId, WeightId) {
-        let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
-        let table = self.weight(format!("{name}.weight"), &[vocab, hidden], Shard::Vocab);
-        let out = self.buffer(Rows::Tokens, hidden, false);
-        let scale = self.spec.embedding_scale;
-        self.program.ops.push(Op::Embed {
-            table,
-            scale,
-            position_table: None,
-            position_offset: 0,
-            token_type_table: None,
-            out,
-        });
-        (out, table)
-    }
-
-    /// Token, position and token-type tables summed (encoders).
-    pub fn embed_with_tables(
-        &mut self,
-        table: WeightId,
-        positions: WeightId,
-        offset: u64,
-        types: Option<WeightId>,
-    ) -> BufferId {
-        let out = self.buffer(Rows::Tokens, self.spec.hidden_size, false);
-        self.program.ops.push(Op::Embed {
-            table,
-            scale: self.spec.embedding_scale,
-            position_table: Some(positions),
-            position_offset: offset,
-            token_type_table: types,
-            out,
-        });
-        out
-    }
-
-    /// The model's norm over x, named `{name}.weight` (and `.bias` for LayerNorm).
-    pub fn norm(&mut self, x: BufferId, name: &str) -> BufferId {
-        self.norm_then_add(x, name, None)
-    }
-
-    /// norm(x) + add: a norm after the block, with the residual added behind it (Gemma 2 and 3).
-    pub fn norm_then_add(&mut self, x: BufferId, name: &str, add: Option<BufferId>) -> BufferId {
-        let norm = self.spec.norm;
-        let width = self.width(x);
-        let weight = self.weight(format!("{name}.weight"), &[width], Shard::Replicated);
-        let bias = match norm.kind {
-            super::NormKind::Rms => None,
-            super::NormKind::Layer => Some(self.weight(format!("{name}.bias"), &[width], Shard::Replicated)),
-        };
-        let out = self.buffer(self.rows(x), width, false);
-        self.program.ops.push(Op::Norm { x, norm, weight, bias, add, out });
-        out
-    }
-
-    /// x W^T for tensors that are already declared, stacked by rows.
-    pub fn linear(&mut self, x: BufferId, weights: LinearWeights, add: Option<BufferId>) -> BufferId {
-        let width = weights.parts.iter().map(|&w| self.program.weight(w).shape[0]).sum();
-        let sharded =
-            weights.parts.iter().any(|&w| !matches!(self.program.weight(w).shard, Shard::Row | Shard::Replicated));
-        let out = self.buffer(self.rows(x), width, sharded);
-        self.program.ops.push(Op::Linear { x, weights, add, out });
-        out
-    }
-
-    /// Declares `{name}.weight` `[out, width of x]` (and `.bias`) and multiplies.
-    pub fn project(
-        &mut self,
-        x: BufferId,
-        name: &str,
-        out: u64,
-        shard: Shard,
-        bias: bool,
-        add: Option<BufferId>,
-    ) -> BufferId {
-        let weights = self.declare(x, &[(name, out, shard)], bias);
-        self.linear(x, weights, add)
-    }
-
-    /// Declares several tensors that read the same input as one stacked product.
-    pub fn declare(&mut self, x: BufferId, parts: &[(&str, u64, Shard)], bias: bool) -> LinearWeights {
-        let width = self.width(x);
-        let mut weights = LinearWeights { parts: Vec::new(), biases: Vec::new() };
-        for &(name, out, shard) in parts {
-            weights.parts.push(self.weight(format!("{name}.weight"), &[out, width], shard));
-            if bias {
-                let bias_shard = if shard == Shard::Row { Shard::Replicated } else { shard };
-                weights.biases.push(self.weight(format!("{name}.bias"), &[out], bias_shard));
-            }
-        }
-        weights
-    }
-
-    pub fn attention_spec(&mut self, attention: &AttentionSpec) -> AttentionId {
-        self.program.attentions.push(attention.clone());
-        AttentionId(self.program.attentions.len() - 1)
-    }
-
-    /// Where this model's attentions read K and V: generation keeps them, one-shot tasks do not.
-    pub fn kv_source(&self) -> KvSource {
-        match self.spec.task {
-            Task::Generate => KvSource::Cache,
-            Task::Embed { .. } | Task::Classify { .. } => KvSource::Step,
-        }
-    }
-
-    /// Norms (if the spec has them), rope and KV write, in place on packed QKV rows. `names` are the q and k norms.
-    pub fn rope_and_store_kv(&mut self, qkv: BufferId, attention: AttentionId, names: Option<(&str, &str)>) {
-        let head_dim = self.program.attention(attention).head_dim;
-        let mut declare = |name: &str| self.weight(format!("{name}.weight"), &[head_dim], Shard::Replicated);
-        let (q_norm, k_norm) = match names {
-            Some((q, k)) => (Some(declare(q)), Some(declare(k))),
-            None => (None, None),
-        };
-        let (norm, store) = (self.spec.norm, self.kv_source());
-        self.program.ops.push(Op::QkNormRopeKvWrite { qkv, attention, q_norm, k_norm, norm, store });
-    }
-
-    pub fn attention(&mut self, qkv: BufferId, attention: AttentionId) -> BufferId {
-        let spec = self.program.attention(attention);
-        let width = spec.num_heads * spec.head_dim;
-        let out = self.buffer(Rows::Tokens, width, true);
-        let source = self.kv_source();
-        self.program.ops.push(Op::Attention { qkv, attention, source, out });
-        out
-    }
-
-    pub fn gated_act(&mut self, gate_up: BufferId, activation: Activation) -> BufferId {
-        let out = self.buffer(self.rows(gate_up), self.width(gate_up) / 2, true);
-        self.program.ops.push(Op::GatedAct { gate_up, activation, out });
-        out
-    }
-
-    pub fn act(&mut self, x: BufferId, activation: Activation) -> BufferId {
-        let out = self.buffer(self.rows(x), self.width(x), self.program.buffer(x).sharded);
-        self.program.ops.push(Op::Act { x, activation, out });
-        out
-    }
-
-    pub fn gather_last(&mut self, x: BufferId) -> BufferId {
-        let out = self.buffer(Rows::Sequences, self.width(x), false);
-        self.program.ops.push(Op::GatherLast { x, out });
-        out
-    }
-
-    pub fn pool(&mut self, x: BufferId, pooling: Pooling) -> BufferId {
-        let out = self.buffer(Rows::Sequences, self.width(x), false);
-        self.program.ops.push(Op::Pool { x, pooling, out });
-        out
-    }
-
-    pub fn l2_normalize(&mut self, x: BufferId) -> BufferId {
-        let out = self.buffer(self.rows(x), self.width(x), false);
-        self.program.ops.push(Op::L2Normalize { x, out });
-        out
-    }
-
-    /// Logits `[S, vocab]`; soft-capped when the spec says so.
-    pub fn lm_head(&mut self, x: BufferId, weight: WeightId) -> BufferId {
-        let out = self.buffer(self.rows(x), self.spec.vocab_size, false);
-        self.program.ops.push(Op::LmHead { x, weight, out });
-        if let Some(cap) = self.spec.final_logit_softcap {
-            self.program.ops.push(Op::SoftCap { x: out, cap });
-        }
-        out
-    }
-
-    pub fn finish(mut self, output: BufferId) -> Program {
-        self.program.output = output;
-        self.program
+    /// The first part that no backend executes; `None`: the whole program can run.
+    pub fn first_planned(&self) -> Option<&PlannedOp> {
+        self.ops.iter().find_map(|op| match op {
+            Op::Planned(planned) => Some(planned),
+            _ => None,
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! What a `config.json` says, validated: nothing optional is left that an op would need.
 
-use super::DType;
+use super::{AttentionSpec, DType, Ffn, Mixer, Quantization, StateSpec};
 use serde::{Deserialize, Serialize};
 
 /// A model as the rest of mserve knows it. Every layer is listed, every dimension is explicit.
@@ -25,9 +25,10 @@ pub struct ModelSpec {
     pub final_logit_softcap: Option<f64>,
     pub layers: Vec<LayerSpec>,
     pub quantization: Quantization,
+    pub extras: Extras,
 }
 
-/// Families whose `Program` is known. One file each under `families/`.
+/// Which reader of `config.json` and which `Program` an architecture belongs to. One file each under `config/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
@@ -40,6 +41,74 @@ pub enum Family {
     Gemma3,
     Bert,
     XlmRoberta,
+    Apertus,
+    Baichuan,
+    /// Llama with biases by flags of their own: InternLM 1 and 3, Seed-OSS, MiMo.
+    Biased,
+    Bloom,
+    ChatGlm,
+    Cohere,
+    Dbrx,
+    DeciLm,
+    DeepseekV2,
+    DeepseekV3,
+    DeepseekV4,
+    DistilBert,
+    Ernie4_5,
+    Exaone,
+    Exaone4,
+    Falcon,
+    FalconH1,
+    Gemma,
+    Gemma3n,
+    Gemma4,
+    Glm4,
+    Glm4Moe,
+    GlmMoeDsa,
+    Gpt2,
+    GptBigCode,
+    GptJ,
+    GptNeoX,
+    GptOss,
+    Granite,
+    GraniteMoe,
+    GraniteMoeHybrid,
+    Hunyuan,
+    InternLm2,
+    Jamba,
+    KimiLinear,
+    Lfm2,
+    Llama4,
+    Mamba,
+    Mamba2,
+    MiMoV2,
+    MiniCpm,
+    MiniCpm3,
+    MiniMax,
+    MiniMaxM2,
+    MiniMaxM3,
+    Mixtral,
+    Mllama,
+    ModernBert,
+    Mpt,
+    Nemotron,
+    NemotronH,
+    NomicBert,
+    Olmo,
+    Olmo2,
+    OlmoE,
+    Opt,
+    Phi,
+    Phi3Small,
+    PhiMoe,
+    Qwen,
+    Qwen2Moe,
+    Qwen3Moe,
+    Qwen3Next,
+    SmolLm3,
+    StableLm,
+    StarCoder2,
+    Step3p5,
 }
 
 /// What the model is served as.
@@ -78,114 +147,36 @@ pub enum Positions {
     Learned { rows: u64, offset: u64, token_types: u64 },
 }
 
+/// One block of the stack: what mixes tokens, then what works on each token alone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSpec {
-    pub attention: AttentionSpec,
-    pub mlp: MlpSpec,
+    pub mixer: Mixer,
+    pub ffn: Ffn,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AttentionSpec {
-    pub num_heads: u64,
-    pub num_kv_heads: u64,
-    pub head_dim: u64,
-    /// Factor on q·k, usually head_dim^-0.5.
-    pub scale: f64,
-    pub mask: Mask,
-    /// Gemma 2: scores become cap * tanh(score / cap).
-    pub softcap: Option<f64>,
-    pub rope: Option<RopeSpec>,
-    /// RMSNorm over head_dim of every q and k head, before rope (Qwen3, Gemma 3).
-    pub qk_norm: bool,
-    pub qkv_bias: bool,
-    pub output_bias: bool,
+/// What few models have beside their layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Extras {
+    /// Layers of multi-token prediction that the checkpoint carries behind the model. Counted apart: engines load them
+    /// for speculative decoding only.
+    pub mtp_layers: u64,
+    pub lm_head_bias: bool,
+    /// The language model of an image-and-text checkpoint; its towers are not described.
+    pub image_text: bool,
+    pub per_layer_input: Option<PerLayerInput>,
+    /// Copies of the residual stream (DeepSeek-V4's hyper-connections); 1 is an ordinary residual.
+    pub residual_streams: Option<u64>,
 }
 
-/// Which earlier (and later) tokens a token sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Mask {
-    Causal,
-    /// The last `window` tokens, itself included.
-    Sliding {
-        window: u64,
-    },
-    Bidirectional,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RopeSpec {
-    pub theta: f64,
-    /// Leading dimensions of a head that rotate (all of them unless partial_rotary_factor says otherwise).
-    pub rotary_dim: u64,
-    pub scaling: RopeScaling,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum RopeScaling {
-    None,
-    /// Positions divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position: u64,
-    },
-    Yarn {
-        factor: f64,
-        beta_fast: f64,
-        beta_slow: f64,
-        attention_factor: f64,
-        original_max_position: u64,
-    },
-    /// NTK-aware base that grows with the sequence beyond the original length.
-    Dynamic {
-        factor: f64,
-        original_max_position: u64,
-    },
-    /// Phi-3: one factor per frequency, the long list beyond `original_max_position`.
-    LongRope {
-        short: Vec<f64>,
-        long: Vec<f64>,
-        attention_factor: f64,
-        original_max_position: u64,
-    },
-}
-
+/// Gemma 3n and 4: a second embedding table with one narrow vector for each token and layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct MlpSpec {
-    pub intermediate_size: u64,
-    pub activation: Activation,
-    /// act(gate) * up, two matrices in, one out.
-    pub gated: bool,
-    pub bias: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    Silu,
-    /// Exact, with erf.
-    Gelu,
-    GeluTanh,
-    Relu,
-    Tanh,
-}
-
-/// How the checkpoint stores its linear weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "method")]
-pub enum Quantization {
-    /// Plain tensors of [`ModelSpec::dtype`].
-    None,
-    /// Integer weights packed in groups along the input dimension (GPTQ, AWQ). `group_size` 0: one group a row.
-    Grouped { bits: u64, group_size: u64 },
-    /// E4M3 weights with scales; `kv_cache` says whether the checkpoint asks for an fp8 KV cache too.
-    Fp8 { kv_cache: bool },
+pub struct PerLayerInput {
+    pub vocab_size: u64,
+    pub width: u64,
+    /// Gemma 3n: rank of the learned residual beside attention; 0 for none.
+    pub laurel_rank: u64,
+    /// Gemma 3n: copies of the stream that take turns (AltUp); 0 for none.
+    pub altup_inputs: u64,
 }
 
 impl ModelSpec {
@@ -193,5 +184,30 @@ impl ModelSpec {
     pub fn with_task(mut self, task: Task) -> Self {
         self.task = task;
         self
+    }
+}
+
+impl LayerSpec {
+    /// Grouped-query attention of this layer, when that is what mixes its tokens.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            Mixer::Attention(attention) | Mixer::Parallel { attention, .. } => Some(attention),
+            _ => None,
+        }
+    }
+
+    pub fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
+        match &mut self.mixer {
+            Mixer::Attention(attention) | Mixer::Parallel { attention, .. } => Some(attention),
+            _ => None,
+        }
+    }
+
+    /// The recurrent state that this layer keeps.
+    pub fn state(&self) -> Option<&StateSpec> {
+        match &self.mixer {
+            Mixer::State(state) | Mixer::Parallel { state, .. } => Some(state),
+            _ => None,
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! When nothing fits: how far off the closest option is, and what would do.
 
+use super::accounting::budget;
 use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
 use crate::gpus::GPUS;
-use crate::memory::{Budget, EngineLimits, KvCacheDtype, TermKind};
+use crate::memory::{EngineLimits, KvCacheDtype, TermKind};
 use crate::model::Program;
 use crate::tensor_parallel;
 use serde::Serialize;
@@ -40,8 +41,8 @@ const SHORTEST_USEFUL_CONTEXT_TOKENS: u64 = 256;
 pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> DoesNotFit {
     let closest = closest(request, program);
     let limits = &request.limits;
-    let budget = Budget::new(program, request.spec, request.weights, closest, request.card.memory_total_bytes, limits);
-    let needed_bytes = budget.needed_bytes(&request.layout(program, closest), limits);
+    let budget = budget(request, program, closest);
+    let needed_bytes = budget.needed_bytes(&request.layout(closest), limits);
     DoesNotFit {
         model: request.model_name.to_owned(),
         card: request.card.name.clone(),
@@ -53,6 +54,7 @@ pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> Does
         kv_bytes: needed_bytes - budget.without_kv_bytes(),
         requested_bytes: budget.requested_bytes,
         total_bytes: budget.total_bytes,
+        smallest_card: smallest_card(request, program),
         changes: changes(request, program),
     }
 }
@@ -122,6 +124,11 @@ fn more_gpus<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change
     let with = |gpus| PlanRequest { gpus, tensor_parallel_size: None, ..request.clone() };
     let gpus = counts.take_while(|&n| n <= 64).find(|&n| fits(&with(n), program))?;
     Some((Change::Gpus(gpus), with(gpus)))
+}
+
+fn smallest_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
+    let on = |card: Card| PlanRequest { card, gpus: 1, tensor_parallel_size: None, ..request.clone() };
+    GPUS.iter().find(|gpu| fits(&on(Card::from(*gpu)), program)).map(|gpu| gpu.full_name)
 }
 
 fn bigger_card<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {

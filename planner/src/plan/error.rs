@@ -1,4 +1,5 @@
-use super::{Change, MAX_GPUS, PlanRequest};
+use super::{Change, MAX_GPUS, Miss, PlanRequest, Unsupported};
+use crate::gpus;
 use crate::tensor_parallel::{self, Indivisible};
 use crate::units::{format_bytes, format_count};
 use serde::Serialize;
@@ -11,6 +12,14 @@ pub enum PlanError {
     IllegalTensorParallel { problem: Indivisible, legal: Vec<u64> },
     #[error(transparent)]
     DoesNotFit(Box<DoesNotFit>),
+    /// It fits, and no legal size is fast enough.
+    #[error("no option meets the targets: {0}")]
+    MissesTarget(Miss),
+    /// No kernel for it on this generation of cards.
+    #[error("{0}")]
+    Unsupported(Unsupported),
+    #[error("targets need the rates of the card, and {card} is not in the table")]
+    UnknownSpeed { card: String },
 }
 
 /// No option holds one request of full length. Figures are of the option that comes closest.
@@ -32,6 +41,8 @@ pub struct DoesNotFit {
     pub kv_bytes: u64,
     pub requested_bytes: u64,
     pub total_bytes: u64,
+    /// The smallest card of the table of which one holds it alone.
+    pub smallest_card: Option<&'static str>,
     /// Each of these alone would make it fit; the mildest first. May be empty.
     pub changes: Vec<Change>,
 }
@@ -51,11 +62,26 @@ pub(super) fn check(request: &PlanRequest<'_>) -> Result<(), PlanError> {
     };
     in_range("gpus", request.gpus, 1, MAX_GPUS)?;
     in_range("max_model_len", limits.max_model_len, 1, request.spec.max_position_embeddings)?;
-    in_range("typical length", request.typical_len_tokens, 1, u64::MAX)?;
+    in_range("typical length", request.demand.shape.total_tokens(), 1, u64::MAX)?;
     in_range("max_num_seqs", limits.max_num_seqs, 1, 65_536)?;
     in_range("max_num_batched_tokens", limits.max_num_batched_tokens, 1, 1 << 27)?;
     in_range("block_size", limits.block_size_tokens, 1, 4096)?;
     in_range("GPU memory", request.card.memory_total_bytes, 1, 1 << 50)?;
+    let targets = &request.demand.targets;
+    let positive =
+        [("ttft", targets.ttft_ms), ("tpot", targets.tpot_ms), ("target_request_rate", targets.request_rate)];
+    for (argument, value) in positive {
+        if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+            let expected = "a number above 0".to_owned();
+            return Err(PlanError::OutOfRange { argument, value: value.to_string(), expected });
+        }
+    }
+    if let Some(concurrency) = targets.concurrency {
+        in_range("target_concurrency", concurrency, 1, 1 << 32)?;
+    }
+    if targets.any() && gpus::find(&request.card.name).is_err() {
+        return Err(unknown_speed(request));
+    }
     let ratio = limits.gpu_memory_utilization;
     if !(ratio > 0.0 && ratio <= 1.0) {
         let expected = "above 0, at most 1 (of the card's total memory)".to_owned();
@@ -69,4 +95,8 @@ pub(super) fn check(request: &PlanRequest<'_>) -> Result<(), PlanError> {
         }
     }
     Ok(())
+}
+
+pub(super) fn unknown_speed(request: &PlanRequest<'_>) -> PlanError {
+    PlanError::UnknownSpeed { card: request.card.name.clone() }
 }

@@ -1,22 +1,41 @@
 //! Sentences that go with a plan: what was assumed and what may differ.
 
 use super::{Plan, PlanRequest};
-use crate::memory::{KvGroupKind, KvLayout, SlidingLayers, WeightSource, rank_weight_bytes};
-use crate::model::{ModelSpec, Program};
+use crate::memory::{CacheKind, KvLayout, SlidingLayers, WeightSource, rank_weight_bytes};
+use crate::model::{Mixer, ModelSpec, Program};
 use crate::units::{format_bytes, format_count};
 
 pub(super) fn notes(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -> Vec<String> {
     [
         stored_dtype(plan),
+        super::support::note(request),
         image_tower(request.spec, request.weights),
         checkpoint_differs(request, program),
-        sliding(request, program, plan),
+        sliding(request, plan),
+        cannot_run(program),
+        compressed(request.spec),
         replicated_heads(plan),
         sequence_limit(plan),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn cannot_run(program: &Program) -> Option<String> {
+    let op = program.first_planned()?;
+    Some(format!(
+        "The bundled engine cannot run this model yet ({}: {}); the plan holds for others.",
+        op.feature.name(),
+        op.detail
+    ))
+}
+
+fn compressed(spec: &ModelSpec) -> Option<String> {
+    let compressed = spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Compressed(_)));
+    compressed.then(|| {
+        "Compressed attention keeps states whose paging differs between engines: concurrency is an estimate.".to_owned()
+    })
 }
 
 fn stored_dtype(plan: &Plan) -> Option<String> {
@@ -27,7 +46,7 @@ fn stored_dtype(plan: &Plan) -> Option<String> {
 }
 
 fn image_tower(spec: &ModelSpec, weights: WeightSource) -> Option<String> {
-    let multimodal = spec.architecture.ends_with("ForConditionalGeneration");
+    let multimodal = spec.extras.image_text || spec.architecture.ends_with("ForConditionalGeneration");
     (multimodal && weights == WeightSource::Program)
         .then(|| "The language model alone is planned: the image tower is not counted.".to_owned())
 }
@@ -43,15 +62,15 @@ fn checkpoint_differs(request: &PlanRequest<'_>, program: &Program) -> Option<St
 }
 
 /// The bundled engine has one block table for all layers and keeps sliding ones whole.
-fn sliding(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -> Option<String> {
-    let layers = plan.model.kv.groups.iter().filter(|g| matches!(g.kind, KvGroupKind::Sliding { .. }));
+fn sliding(request: &PlanRequest<'_>, plan: &Plan) -> Option<String> {
+    let layers = plan.model.kv.groups.iter().filter(|g| matches!(g.kind, CacheKind::Sliding { .. }));
     let layers: u64 = layers.map(|g| g.layers).sum();
     if layers == 0 {
         return None;
     }
     let best = plan.options.first()?;
     let whole = KvLayout::new(
-        program,
+        request.spec,
         best.tensor_parallel_size,
         best.kv.dtype,
         best.kv.block_size_tokens,

@@ -1,6 +1,8 @@
 //! One way to serve the model: a TP size, as many replicas as fit the cards, and what that holds.
 
-use super::PlanRequest;
+use super::accounting::budget;
+use super::speed::{OptionSpeed, Timed};
+use super::{Miss, PlanRequest, Targets};
 use crate::memory::{Budget, KvLayout};
 use crate::model::Program;
 use crate::tensor_parallel::Indivisible;
@@ -24,6 +26,8 @@ pub struct PlanOption {
     pub full: Concurrency,
     /// Requests of `typical_len_tokens`.
     pub typical: Concurrency,
+    /// `None`: the card's rates are not known.
+    pub speed: Option<OptionSpeed>,
 }
 
 /// How many requests of one length run at once.
@@ -37,14 +41,14 @@ pub struct Concurrency {
     pub requests_total: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rejected {
     pub tensor_parallel_size: u64,
     #[serde(flatten)]
     pub reason: RejectedReason,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case", tag = "reason")]
 pub enum RejectedReason {
     #[error(transparent)]
@@ -57,14 +61,26 @@ pub enum RejectedReason {
         /// The longest sequence that would fit; 0 when the weights alone do not.
         max_model_len_that_fits: u64,
     },
+    #[error("{0}")]
+    MissesTarget(Miss),
 }
 
 impl Rejected {
+    /// The target that the best of these misses.
+    pub(super) fn nearest_miss(rejected: &[Self]) -> Option<Miss> {
+        let misses = rejected.iter().filter_map(|r| match &r.reason {
+            RejectedReason::MissesTarget(miss) => Some(*miss),
+            _ => None,
+        });
+        let distance = |miss: &Miss| (miss.reached / miss.asked).ln().abs();
+        misses.min_by(|a, b| distance(a).total_cmp(&distance(b)))
+    }
+
     /// The longest sequence that would fit one of these; 0 when the weights alone never do.
     pub(super) fn longest(rejected: &[Self]) -> u64 {
         let lengths = rejected.iter().map(|r| match r.reason {
             RejectedReason::TooLittleMemory { max_model_len_that_fits, .. } => max_model_len_that_fits,
-            RejectedReason::Indivisible(_) => 0,
+            RejectedReason::Indivisible(_) | RejectedReason::MissesTarget(_) => 0,
         });
         lengths.max().unwrap_or(0)
     }
@@ -78,9 +94,8 @@ impl PlanOption {
         tensor_parallel_size: u64,
     ) -> Result<Self, RejectedReason> {
         let limits = &request.limits;
-        let total = request.card.memory_total_bytes;
-        let per_gpu = Budget::new(program, request.spec, request.weights, tensor_parallel_size, total, limits);
-        let kv = request.layout(program, tensor_parallel_size);
+        let per_gpu = budget(request, program, tensor_parallel_size);
+        let kv = request.layout(tensor_parallel_size);
         let num_blocks = kv.num_blocks(per_gpu.kv_pool_bytes);
         let needed_bytes = per_gpu.needed_bytes(&kv, limits);
         if needed_bytes > per_gpu.requested_bytes {
@@ -102,7 +117,11 @@ impl PlanOption {
         };
         let full = at(limits.max_model_len);
         let kv_cache_tokens = full.kv_per_replica.map_or(0, |c| (c * limits.max_model_len as f64) as u64);
+        let typical = at(request.typical_len());
+        let timed = Timed::new(request, program, tensor_parallel_size);
+        let speed = timed.map(|timed| timed.speed(&typical, replicas, limits.max_num_seqs)).transpose();
         Ok(Self {
+            speed: speed.map_err(RejectedReason::MissesTarget)?,
             tensor_parallel_size,
             replicas,
             gpus_used: replicas * tensor_parallel_size,
@@ -111,9 +130,23 @@ impl PlanOption {
             num_blocks,
             kv_cache_tokens,
             full,
-            typical: at(request.typical_len()),
+            typical,
             kv,
         })
+    }
+}
+
+impl PlanOption {
+    /// More requests a second first, then more at once. Where a total is asked for, fewer cards for it come before.
+    pub(super) fn by_rate(a: &Self, b: &Self, targets: &Targets) -> std::cmp::Ordering {
+        let key = |o: &Self| o.speed.as_ref().map_or((u64::MAX, 0.0), |s| (s.gpus_needed, s.requests_per_s));
+        let ((a_gpus, a_rate), (b_gpus, b_rate)) = (key(a), key(b));
+        let total = targets.request_rate.is_some() || targets.concurrency.is_some();
+        let by_gpus = if total { a_gpus.cmp(&b_gpus) } else { std::cmp::Ordering::Equal };
+        by_gpus
+            .then(b_rate.total_cmp(&a_rate))
+            .then(b.typical.requests_total.cmp(&a.typical.requests_total))
+            .then(a.tensor_parallel_size.cmp(&b.tensor_parallel_size))
     }
 }
 

@@ -5,7 +5,9 @@ use crate::fixtures;
 use mserve_planner::gpus;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, TermKind, WeightSource};
 use mserve_planner::model::ModelSpec;
-use mserve_planner::plan::{Card, Change, Plan, PlanError, PlanRequest, RejectedReason, across_cards, plan};
+use mserve_planner::plan::{
+    Accounting, Card, Change, Demand, Plan, PlanError, PlanRequest, RejectedReason, across_cards, plan,
+};
 use mserve_planner::units::{GIB, MIB};
 use proptest::prelude::*;
 
@@ -22,7 +24,8 @@ fn request<'a>(spec: &'a ModelSpec, memory_total_bytes: u64, gpus: u64) -> PlanR
         gpus,
         tensor_parallel_size: None,
         limits: EngineLimits::for_model(spec),
-        typical_len_tokens: 2048,
+        demand: Demand::of(1536, 512),
+        accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
     }
@@ -53,7 +56,7 @@ fn a_plan_survives_its_own_json() {
     let plan = plan(&on(&spec, "l4", 5)).unwrap();
     let json = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
-    assert!(json.starts_with(r#"{"schema":1,"#));
+    assert!(json.starts_with(r#"{"schema":2,"#));
 }
 
 /// Pools that vLLM logged, against ours. Columns: config, memory the driver reports (MiB), ratio, TP,

@@ -146,5 +146,6 @@ fn operands(op: &Op) -> (Vec<BufferId>, BufferId) {
         | Op::L2Normalize { x, out }
         | Op::LmHead { x, out, .. } => (vec![*x], *out),
         Op::SoftCap { x, .. } => (Vec::new(), *x),
+        Op::Planned(op) => (vec![op.x], op.out),
     }
 }

@@ -112,7 +112,17 @@ impl AttentionOp {
                 let window = usize::try_from(window).unwrap_or(usize::MAX);
                 Visible { first: (position + 1).saturating_sub(window), end: position + 1 }
             }
+            Mask::Chunked { chunk } => {
+                let chunk = usize::try_from(chunk).unwrap_or(usize::MAX).max(1);
+                Visible { first: position / chunk * chunk, end: position + 1 }
+            }
             Mask::Bidirectional => Visible { first: 0, end: context_len },
+            Mask::BidirectionalSliding { window } => {
+                // Half of the window on either side.
+                let half = usize::try_from(window / 2).unwrap_or(usize::MAX);
+                let end = position.saturating_add(half).saturating_add(1).min(context_len);
+                Visible { first: position.saturating_sub(half), end }
+            }
         }
     }
 

@@ -37,11 +37,14 @@ impl CpuBackend {
         progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, LoadError> {
         check_options(options)?;
-        if spec.quantization != Quantization::None {
-            let what = format!("{:?} weights", spec.quantization);
+        if let Quantization::Stored(stored) = &spec.quantization {
+            let what = format!("{} weights", stored.method);
             return Err(LoadError::Unsupported { op: "Linear", what });
         }
         let program = families::program(spec);
+        if let Some(op) = program.first_planned() {
+            return Err(LoadError::Unsupported { op: op.feature.name(), what: op.detail.clone() });
+        }
         let max_model_len = max_model_len(spec, &program, options)?;
         let arch = Arch::new();
         let threads = options.threads;

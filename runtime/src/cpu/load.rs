@@ -135,6 +135,9 @@ impl<'a> Loader<'a> {
             Op::Pool { x, pooling, out } => LoadedOp::Pool { x: *x, pooling: *pooling, out: *out },
             Op::L2Normalize { x, out } => LoadedOp::L2Normalize { x: *x, out: *out },
             Op::SoftCap { x, cap } => LoadedOp::SoftCap { x: *x, cap: *cap as f32 },
+            Op::Planned(op) => {
+                return Err(LoadError::Unsupported { op: op.feature.name(), what: op.detail.clone() });
+            }
         })
     }
 

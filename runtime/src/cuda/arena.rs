@@ -152,6 +152,7 @@ fn operands(op: &Op) -> Vec<BufferId> {
         | Op::L2Normalize { x, out }
         | Op::LmHead { x, out, .. } => vec![*x, *out],
         Op::SoftCap { x, .. } => vec![*x],
+        Op::Planned(op) => vec![op.x, op.out],
     }
 }
 

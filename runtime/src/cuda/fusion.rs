@@ -165,6 +165,7 @@ impl Fusion<'_> {
             | Op::L2Normalize { x, .. }
             | Op::SoftCap { x, .. } => *x == buffer,
             Op::Embed { .. } => false,
+            Op::Planned(op) => op.x == buffer || op.add == Some(buffer),
         };
         let found = self.program.ops.iter().enumerate().filter(|(_, op)| reads(op)).map(|(at, _)| at);
         buffer != self.program.output && found.eq(readers.iter().copied())

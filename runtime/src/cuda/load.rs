@@ -230,11 +230,14 @@ fn write_cache_maps(
 /// # Errors
 /// [`CudaError::Unsupported`] naming the first op without one.
 pub fn check_model(spec: &ModelSpec) -> Result<(), CudaError> {
-    if spec.quantization != Quantization::None {
-        let what = format!("{:?} weights", spec.quantization);
+    if let Quantization::Stored(stored) = &spec.quantization {
+        let what = format!("{} weights", stored.method);
         return Err(CudaError::Unsupported { op: "Linear", what });
     }
     let program = families::program(spec);
+    if let Some(op) = program.first_planned() {
+        return Err(CudaError::Unsupported { op: op.feature.name(), what: op.detail.clone() });
+    }
     let layout = WeightLayout::new(&program)?;
     let arena = ArenaPlan::new(&program, StepRows { tokens: 1, sequences: 1 });
     let plan = plan(&program, &layout, &arena, Bases { weights: 0, arena: 0 })?;

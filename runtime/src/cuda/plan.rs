@@ -284,6 +284,7 @@ impl Planner<'_> {
             Op::Pool { pooling, .. } => return Err(unsupported("Pool", format!("{pooling:?} pooling"))),
             Op::L2Normalize { .. } => return Err(unsupported("L2Normalize", "normalised vectors")),
             Op::SoftCap { .. } => return Err(unsupported("SoftCap", "capped logits")),
+            Op::Planned(op) => return Err(unsupported(op.feature.name(), op.detail.clone())),
         })
     }
 
@@ -309,7 +310,10 @@ impl Planner<'_> {
         let window = match spec.mask {
             Mask::Causal => 0,
             Mask::Sliding { window } => window as u32,
-            Mask::Bidirectional => return Err(unsupported("Attention", "bidirectional attention")),
+            Mask::Bidirectional | Mask::BidirectionalSliding { .. } => {
+                return Err(unsupported("Attention", "bidirectional attention"));
+            }
+            Mask::Chunked { .. } => return Err(unsupported("Attention", "chunked attention")),
         };
         Ok(DeviceOp::Attention {
             qkv: self.at(qkv),

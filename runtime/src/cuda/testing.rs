@@ -14,9 +14,10 @@ pub fn llama_spec(layers: usize) -> ModelSpec {
         mask: Mask::Causal,
         softcap: None,
         rope: Some(rope),
-        qk_norm: false,
+
         qkv_bias: false,
         output_bias: false,
+        ..AttentionSpec::grouped(4, 2, 16)
     };
     let mlp = MlpSpec { intermediate_size: 160, activation: Activation::Silu, gated: true, bias: false };
     ModelSpec {
@@ -32,8 +33,9 @@ pub fn llama_spec(layers: usize) -> ModelSpec {
         embedding_scale: None,
         tied_embeddings: true,
         final_logit_softcap: None,
-        layers: vec![LayerSpec { attention, mlp }; layers],
+        layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Dense(mlp) }; layers],
         quantization: Quantization::None,
+        extras: Extras::default(),
     }
 }
 

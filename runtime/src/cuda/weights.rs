@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn parts_of_a_product_are_one_matrix_and_nothing_overlaps() {
         let mut spec = llama_spec(2);
-        spec.layers.iter_mut().for_each(|l| l.attention.qkv_bias = true);
+        spec.layers.iter_mut().for_each(|l| l.attention_mut().unwrap().qkv_bias = true);
         let program = mserve_planner::model::families::program(&spec);
         let layout = WeightLayout::new(&program).unwrap();
         let bytes = |id: WeightId| program.weight(id).elements() * 2;

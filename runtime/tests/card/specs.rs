@@ -1,9 +1,10 @@
 //! The models that are tried: the bundled one, and small ones of every family with weights made up.
+#![allow(clippy::unwrap_used)]
 
 use super::any_device::{Failure, Model};
 use mserve_planner::model::{
-    Activation, AttentionSpec, DType, Family, LayerSpec, Mask, MlpSpec, ModelSpec, Norm, NormKind, Positions,
-    Quantization, RopeScaling, RopeSpec, Task,
+    Activation, AttentionSpec, DType, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
+    Positions, QkNorm, Quantization, RopeScaling, RopeSpec, Task,
 };
 use mserve_runtime::weights::{RandomWeights, StoredType};
 use std::path::{Path, PathBuf};
@@ -36,9 +37,10 @@ pub fn decoder(family: Family, heads: (u64, u64, u64), hidden: u64, vocab: u64, 
         mask: Mask::Causal,
         softcap: None,
         rope: Some(RopeSpec { theta: 500_000.0, rotary_dim: head_dim, scaling: RopeScaling::None }),
-        qk_norm: family == Family::Qwen3,
+        qk_norm: if family == Family::Qwen3 { QkNorm::PerHead } else { QkNorm::None },
         qkv_bias: family == Family::Qwen2,
         output_bias: false,
+        ..AttentionSpec::grouped(num_heads, num_kv_heads, head_dim)
     };
     let mlp = MlpSpec { intermediate_size: 2 * hidden, activation: Activation::Silu, gated: true, bias: false };
     ModelSpec {
@@ -54,19 +56,22 @@ pub fn decoder(family: Family, heads: (u64, u64, u64), hidden: u64, vocab: u64, 
         embedding_scale: None,
         tied_embeddings: family == Family::Qwen2,
         final_logit_softcap: None,
-        layers: vec![LayerSpec { attention, mlp }; layers],
+        layers: vec![LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Dense(mlp) }; layers],
         quantization: Quantization::None,
+        extras: Extras::default(),
     }
 }
 
 /// One of each family and head size; odd vocabularies.
 pub fn families() -> Vec<Model> {
     let mut sliding = decoder(Family::Mistral, (8, 2, 80), 384, 1003, 2);
-    sliding.layers.iter_mut().for_each(|l| l.attention.mask = Mask::Sliding { window: 40 });
+    sliding.layers.iter_mut().for_each(|l| l.attention_mut().unwrap().mask = Mask::Sliding { window: 40 });
     let mut half_sliding = decoder(Family::Qwen2, (4, 4, 32), 128, 777, 3);
-    half_sliding.layers[1].attention.mask = Mask::Sliding { window: 17 };
+    half_sliding.layers[1].attention_mut().unwrap().mask = Mask::Sliding { window: 17 };
     let mut output_bias = decoder(Family::Llama, (4, 4, 96), 192, 1111, 2);
-    output_bias.layers.iter_mut().for_each(|l| (l.attention.qkv_bias, l.attention.output_bias) = (true, true));
+    for attention in output_bias.layers.iter_mut().filter_map(LayerSpec::attention_mut) {
+        (attention.qkv_bias, attention.output_bias) = (true, true);
+    }
     vec![
         random("llama, head_dim 128, 4 queries a KV head", decoder(Family::Llama, (8, 2, 128), 512, 5000, 2)),
         random("qwen2, head_dim 64, 7 queries a KV head", decoder(Family::Qwen2, (14, 2, 64), 896, 3001, 2)),

@@ -49,7 +49,7 @@ pub fn options(args: &BenchArgs, spec: &ModelSpec, work: Workload, sequences: us
     let tokens = work.prompt_len + work.output_len;
     check_context(spec, tokens)?;
     let defaults = CpuOptions::default();
-    let heads = |l: &LayerSpec| l.attention.num_kv_heads * l.attention.head_dim.next_multiple_of(16);
+    let heads = |l: &LayerSpec| l.attention().map_or(0, |a| a.num_kv_heads * a.head_dim.next_multiple_of(16));
     let kv_bytes_per_token: u64 = spec.layers.iter().map(|l| 2 * 4 * heads(l)).sum();
     // Every sequence whole, plus a block of slack each.
     let kv_tokens = sequences * (tokens + 2 * defaults.block_size);

@@ -16,6 +16,7 @@ use crate::status::ModelKind;
 use crate::supervisor::{LogBook, ReplicaView, Supervisor, SupervisorLimits};
 use crate::tui::{self, Outcome, TuiOptions};
 use mserve_planner::units::{format_bytes, format_count};
+use mserve_runtime::worker::ReadyInfo;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -241,11 +242,8 @@ impl Run<'_> {
         }
         for (spec, view) in &views {
             let group = self.groups.iter().find(|group| group.settings.name == spec.model);
-            if let (Some(share), Some(info)) = (group.and_then(|group| group.gpu.as_ref()), &view.ready) {
-                let (planned, actual) = (share.plan.cache.kv_cache_bytes, info.kv_cache_bytes);
-                let tokens = format_count(info.num_blocks * info.block_size);
-                let (planned, actual) = (format_bytes(planned), format_bytes(actual));
-                say(&format!("  {}  KV cache planned {planned}, actual {actual} = {tokens} tokens", spec.id));
+            if let (Some(group), Some(info)) = (group.filter(|group| group.num_blocks > 0), &view.ready) {
+                say(&format!("  {}  {}", spec.id, planned_and_actual(group, info)));
             }
         }
         let endpoint = &self.deployment.endpoint;
@@ -278,4 +276,19 @@ impl Run<'_> {
             }
         })
     }
+}
+
+/// The pool that was planned beside the one that the replica has made.
+fn planned_and_actual(plan: &GroupPlan, info: &ReadyInfo) -> String {
+    let (planned, actual) = (plan.kv_cache_bytes(), info.kv_cache_bytes);
+    let tokens = info.num_blocks * info.block_size;
+    format!(
+        "KV cache planned {}, actual {} ({:.1} %) = {} tokens, {:.1} requests of {}",
+        format_bytes(planned),
+        format_bytes(actual),
+        100.0 * actual as f64 / planned.max(1) as f64,
+        format_count(tokens),
+        tokens as f64 / info.max_model_len.max(1) as f64,
+        format_count(info.max_model_len)
+    )
 }

@@ -26,6 +26,26 @@ pub(super) struct ChosenCards {
     /// First line of the output: what the plan is for, and why.
     pub(super) headline: String,
     pub(super) notes: Vec<String>,
+    /// Of this machine, where it has cards.
+    pub(super) largest_free: Option<FreeCard>,
+}
+
+/// The card with the most memory free now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct FreeCard {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) memory_free_bytes: u64,
+    pub(super) memory_total_bytes: u64,
+}
+
+impl ChosenCards {
+    /// Targets were given and no number of cards.
+    pub(super) fn need(&mut self, gpus: u64) {
+        let cards = if gpus == 1 { "1 card is".to_owned() } else { format!("{gpus} cards are") };
+        self.headline = format!("{cards} needed to meet the targets, of {}.", self.card.name);
+        self.gpus = gpus;
+    }
 }
 
 /// Cards that get a row of their own when the plan is for the default card.
@@ -47,7 +67,14 @@ pub(super) fn choose(name: Option<&str>, count: Option<u64>, ratio: f64) -> anyh
 
 fn named(gpu: &GpuModel, count: u64) -> ChosenCards {
     let headline = format!("Planned for {count} x {}, as named by --gpu.", gpu.full_name);
-    ChosenCards { card: gpu.into(), gpus: count, source: CardSource::Flag, headline, notes: Vec::new() }
+    ChosenCards {
+        card: gpu.into(),
+        gpus: count,
+        source: CardSource::Flag,
+        headline,
+        notes: Vec::new(),
+        largest_free: None,
+    }
 }
 
 fn default_card(gpu: &GpuModel, count: u64) -> ChosenCards {
@@ -55,7 +82,14 @@ fn default_card(gpu: &GpuModel, count: u64) -> ChosenCards {
         "No NVIDIA driver here: planned for {count} x {}, the default card (--gpu NAME chooses another).",
         gpu.full_name
     );
-    ChosenCards { card: gpu.into(), gpus: count, source: CardSource::Default, headline, notes: Vec::new() }
+    ChosenCards {
+        card: gpu.into(),
+        gpus: count,
+        source: CardSource::Default,
+        headline,
+        notes: Vec::new(),
+        largest_free: None,
+    }
 }
 
 /// The kind with the most memory together. Cards that others fill do not count while free ones are left.
@@ -76,7 +110,13 @@ fn from_driver(installed: &[GpuDevice], count: Option<u64>, ratio: f64) -> Chose
     }
     let card = Card { name: best.0.clone(), memory_total_bytes: best.1 };
     let headline = format!("Planned for {gpus} x {} of this machine.", card.name);
-    ChosenCards { card, gpus, source: CardSource::Driver, headline, notes }
+    let largest_free = installed.iter().max_by_key(|gpu| gpu.memory_free_bytes).map(|gpu| FreeCard {
+        index: gpu.index,
+        name: gpu.name.clone(),
+        memory_free_bytes: gpu.memory_free_bytes,
+        memory_total_bytes: gpu.memory_total_bytes,
+    });
+    ChosenCards { card, gpus, source: CardSource::Driver, headline, notes, largest_free }
 }
 
 fn of_kind<'a>(installed: &'a [GpuDevice], kind: (&String, u64)) -> impl Iterator<Item = &'a GpuDevice> {

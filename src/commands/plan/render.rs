@@ -1,24 +1,46 @@
 //! A plan as text. Plain: no escapes, ASCII bars.
 
 mod bar;
+mod speed;
+mod split;
 mod tables;
 
 pub(super) use bar::Look;
+pub(super) use split::split;
 
-use mserve_planner::memory::{KvGroup, KvGroupKind, Source};
-use mserve_planner::model::{Quantization, Task};
-use mserve_planner::plan::{CardRow, ModelSummary, Plan, PlanOption};
+use super::cards::FreeCard;
+use mserve_planner::engine::{Engine, EngineBudget};
+use mserve_planner::explain::Explained;
+
+use mserve_planner::memory::{CacheKind, KvGroup, Source};
+use mserve_planner::model::Task;
+use mserve_planner::plan::{CardRow, DoesNotFit, ModelSummary, Plan, PlanOption, Rank};
 use mserve_planner::units::{format_bytes, format_bytes_per_token, format_count};
 use std::fmt::Write;
 
 /// The whole answer. Writing to a String cannot fail.
-pub(super) fn plan(plan: &Plan, headline: &str, others: &[CardRow], look: Look) -> String {
+pub(super) fn plan(
+    plan: &Plan,
+    headline: &str,
+    theirs: Option<&EngineBudget>,
+    others: &[CardRow],
+    look: Look,
+) -> String {
     let mut out = format!("{headline}\n\n");
     header(&mut out, plan);
     let typical = format_count(plan.typical_len_tokens);
-    let _ = write!(out, "\nRanked by requests of {typical} tokens at once:\n{}\n", tables::options(plan));
+    let by = match plan.demand.rank {
+        Rank::Concurrency => format!("requests of {typical} tokens at once"),
+        Rank::RequestRate
+            if plan.demand.targets.request_rate.is_some() || plan.demand.targets.concurrency.is_some() =>
+        {
+            "GPUs that the targets need, then requests/s".to_owned()
+        }
+        Rank::RequestRate => "requests/s".to_owned(),
+    };
+    let _ = write!(out, "\nRanked by {by}:\n{}{}\n", tables::options(plan), speed::speeds(plan));
     if let Some(best) = plan.options.first() {
-        out.push_str(&best_option(plan, best, look));
+        out.push_str(&best_option(plan, best, theirs, look));
     }
     for rejected in &plan.rejected {
         let _ = writeln!(out, "TP {} left out: {}", rejected.tensor_parallel_size, rejected.reason);
@@ -41,6 +63,71 @@ pub(super) fn cards_only(headline: &str, others: &[CardRow]) -> String {
         return format!("{headline}\n");
     }
     format!("{headline}\n\nThe best on as many of each common card:\n{}\n", tables::cards(others))
+}
+
+/// What it needs, what holds it, and what is free now.
+pub(super) fn does_not_fit(error: &DoesNotFit, largest_free: Option<&FreeCard>) -> String {
+    let mut out = format!(
+        "\nneeds    {} on each of {} GPUs: {} of weights, {} for one request of {} tokens, {} beside\n",
+        format_bytes(error.needed_bytes),
+        error.tensor_parallel_size,
+        format_bytes(error.weights_bytes),
+        format_bytes(error.kv_bytes),
+        format_count(error.max_model_len),
+        format_bytes(error.needed_bytes - error.weights_bytes - error.kv_bytes)
+    );
+    let ratio = error.requested_bytes as f64 / error.total_bytes.max(1) as f64;
+    let _ = writeln!(
+        out,
+        "holds    {} of {}; at {ratio:.2} of its total a card of {} would do{}",
+        format_bytes(error.requested_bytes),
+        format_bytes(error.total_bytes),
+        format_bytes((error.needed_bytes as f64 / ratio) as u64),
+        error.smallest_card.map_or_else(String::new, |card| format!(": {card}"))
+    );
+    if let Some(card) = largest_free {
+        let _ = writeln!(
+            out,
+            "free now GPU {} ({}) has the most: {} of {}",
+            card.index,
+            card.name,
+            format_bytes(card.memory_free_bytes),
+            format_bytes(card.memory_total_bytes)
+        );
+    }
+    out
+}
+
+/// The lines that the engine prints when it starts, and how sure they are.
+fn account(theirs: &EngineBudget) -> String {
+    let engine = match theirs.engine {
+        Engine::Vllm => "vLLM",
+        Engine::Sglang => "SGLang",
+    };
+    let mut out = format!("{}\n", theirs.printed);
+    let assumed: Vec<&str> = theirs.assumed.iter().map(|fact| fact.0.as_str()).collect();
+    let _ = writeln!(
+        out,
+        "  (as {engine} {} prints it, each replica of the best option; +- {}{}{})\n",
+        theirs.version,
+        format_bytes(theirs.uncertainty_bytes),
+        if assumed.is_empty() { "" } else { "; assumed: " },
+        assumed.join(", ")
+    );
+    out
+}
+
+/// `--explain`, one figure a line.
+pub(super) fn explained(rows: &[Explained]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let width = rows.iter().map(|row| row.figure.len()).max().unwrap_or(0);
+    let mut out = "\nHow the best option comes about:\n".to_owned();
+    for row in rows {
+        let _ = writeln!(out, "{:width$}  {}  [{}]", row.figure, row.formula, row.source);
+    }
+    out
 }
 
 fn header(out: &mut String, plan: &Plan) {
@@ -79,10 +166,9 @@ fn header(out: &mut String, plan: &Plan) {
 }
 
 fn stored(model: &ModelSummary) -> String {
-    match model.quantization {
-        Quantization::None => format!("{:?}", model.stored_dtype),
-        Quantization::Grouped { bits, .. } => format!("{bits}-bit integers"),
-        Quantization::Fp8 { .. } => "FP8".to_owned(),
+    match &model.quantization {
+        None => format!("{:?}", model.stored_dtype),
+        Some(quantization) => format!("{} ({})", quantization.name(), quantization.method),
     }
 }
 
@@ -104,15 +190,22 @@ fn kv(model: &ModelSummary) -> String {
 fn group(group: &KvGroup) -> String {
     let layers = group.layers;
     let kind = match group.kind {
-        KvGroupKind::Full => "full".to_owned(),
-        KvGroupKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
+        CacheKind::Full => "full".to_owned(),
+        CacheKind::Sliding { window_tokens } => format!("sliding (window {})", format_count(window_tokens)),
+        CacheKind::Chunked { chunk_tokens } => format!("chunked ({})", format_count(chunk_tokens)),
+        CacheKind::Compressed { tokens_per_entry } => format!("compressed (1 entry for {tokens_per_entry} tokens)"),
+        CacheKind::Indexer => "indexer".to_owned(),
+        CacheKind::State => "recurrent".to_owned(),
     };
-    format!("{layers} {kind} layers x {}", format_bytes_per_token(group.bytes_per_token_per_layer))
+    let per = if group.kind == CacheKind::State { " per sequence" } else { "" };
+    format!("{layers} {kind} layers x {}{per}", format_bytes_per_token(group.bytes_per_entry_per_layer))
 }
 
-fn best_option(plan: &Plan, best: &PlanOption, look: Look) -> String {
+fn best_option(plan: &Plan, best: &PlanOption, theirs: Option<&EngineBudget>, look: Look) -> String {
     let mut out = String::new();
-    if let Some(concurrency) = best.full.kv_per_replica {
+    if let Some(theirs) = theirs.filter(|_| !best.kv.is_empty()) {
+        out.push_str(&account(theirs));
+    } else if let Some(concurrency) = best.full.kv_per_replica {
         let _ = writeln!(out, "GPU KV cache size: {} tokens", format_count(best.kv_cache_tokens));
         let _ = writeln!(
             out,

@@ -4,8 +4,8 @@ use super::architecture::{self, Architecture, Head};
 use super::rope::{self, RopeDefaults};
 use super::{ConfigError, fields::Fields, limits, masks, quantization};
 use crate::model::{
-    Activation, AttentionSpec, Family, LayerSpec, Mask, MlpSpec, ModelSpec, Norm, NormKind, Pooling, Positions,
-    RopeScaling, RopeSpec, Task,
+    Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
+    Pooling, Positions, QkNorm, RopeScaling, RopeSpec, Task,
 };
 
 pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
@@ -26,7 +26,8 @@ pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, 
     let layers = masks
         .map(|mask| {
             let rope = Some(ropes.of(mask).clone());
-            LayerSpec { attention: AttentionSpec { mask, rope, ..attention.clone() }, mlp }
+            let attention = AttentionSpec { mask, rope, ..attention.clone() };
+            LayerSpec { mixer: Mixer::Attention(attention), ffn: Ffn::Dense(mlp) }
         })
         .collect();
     Ok(ModelSpec {
@@ -46,7 +47,8 @@ pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, 
             _ => None,
         },
         layers,
-        quantization: quantization::read(root)?,
+        quantization: quantization::read(root, &text)?,
+        extras: Extras::default(),
     })
 }
 
@@ -162,7 +164,7 @@ impl Ropes {
     fn of(&self, mask: Mask) -> &RopeSpec {
         match mask {
             Mask::Sliding { .. } => &self.sliding,
-            Mask::Causal | Mask::Bidirectional => &self.full,
+            _ => &self.full,
         }
     }
 }
@@ -197,18 +199,9 @@ fn attention(text: &Fields<'_>, family: Family, geometry: &Geometry) -> Result<A
         Family::Gemma2 | Family::Gemma3 => text.float(&["attn_logit_softcapping"], limits::SOFTCAP)?,
         _ => None,
     };
-    Ok(AttentionSpec {
-        num_heads: geometry.heads,
-        num_kv_heads: geometry.kv_heads,
-        head_dim: geometry.head_dim,
-        scale: scale_of.powf(-0.5),
-        mask: Mask::Causal,
-        softcap,
-        rope: None,
-        qk_norm: matches!(family, Family::Qwen3 | Family::Gemma3),
-        qkv_bias,
-        output_bias,
-    })
+    let qk_norm = if matches!(family, Family::Qwen3 | Family::Gemma3) { QkNorm::PerHead } else { QkNorm::None };
+    let grouped = AttentionSpec::grouped(geometry.heads, geometry.kv_heads, geometry.head_dim);
+    Ok(AttentionSpec { scale: scale_of.powf(-0.5), softcap, qk_norm, qkv_bias, output_bias, ..grouped })
 }
 
 fn mlp(text: &Fields<'_>, family: Family, intermediate_size: u64) -> Result<MlpSpec, ConfigError> {

@@ -3,7 +3,8 @@
 use super::architecture::{self, Architecture};
 use super::{ConfigError, decoder, fields::Fields, limits, quantization};
 use crate::model::{
-    Activation, AttentionSpec, Family, LayerSpec, Mask, MlpSpec, ModelSpec, Norm, NormKind, Positions, Quantization,
+    Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
+    Positions, Quantization,
 };
 
 pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
@@ -13,7 +14,7 @@ pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, 
     let layers = root.required_uint(&["num_hidden_layers"], limits::LAYERS)?;
     let vocab = root.required_uint(&["vocab_size"], limits::VOCAB)?;
     let (positions, context) = positions(arch.family, root, vocab)?;
-    let layer = LayerSpec { attention: attention(root, hidden, heads)?, mlp: mlp(root)? };
+    let layer = LayerSpec { mixer: Mixer::Attention(attention(root, hidden, heads)?), ffn: Ffn::Dense(mlp(root)?) };
     let eps = root.float(&["layer_norm_eps"], limits::EPS)?.unwrap_or(1e-12);
     Ok(ModelSpec {
         architecture: arch.name.to_owned(),
@@ -30,6 +31,7 @@ pub(super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, 
         final_logit_softcap: None,
         layers: vec![layer; layers as usize],
         quantization: Quantization::None,
+        extras: Extras::default(),
     })
 }
 
@@ -45,11 +47,10 @@ fn refuse_variants(root: &Fields<'_>) -> Result<(), ConfigError> {
             return Err(root.unsupported(field, &true, "supported: false"));
         }
     }
-    match quantization::read(root)? {
+    match quantization::read(root, root)? {
         Quantization::None => Ok(()),
-        other => {
-            let value = format!("{other:?}");
-            Err(root.unsupported("quantization_config", &value, "supported for encoders: none"))
+        Quantization::Stored(stored) => {
+            Err(root.unsupported("quantization_config", &stored.method, "supported for encoders: none"))
         }
     }
 }
@@ -72,18 +73,8 @@ fn positions(family: Family, root: &Fields<'_>, vocab: u64) -> Result<(Positions
 
 fn attention(root: &Fields<'_>, hidden: u64, heads: u64) -> Result<AttentionSpec, ConfigError> {
     let head_dim = decoder::quotient(root, hidden, heads)?;
-    Ok(AttentionSpec {
-        num_heads: heads,
-        num_kv_heads: heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
-        mask: Mask::Bidirectional,
-        softcap: None,
-        rope: None,
-        qk_norm: false,
-        qkv_bias: true,
-        output_bias: true,
-    })
+    let grouped = AttentionSpec::grouped(heads, heads, head_dim);
+    Ok(AttentionSpec { mask: Mask::Bidirectional, qkv_bias: true, output_bias: true, ..grouped })
 }
 
 fn mlp(root: &Fields<'_>) -> Result<MlpSpec, ConfigError> {

@@ -13,9 +13,23 @@ pub enum ConfigError {
     WrongType { field: String, found: String, expected: String },
     #[error("field `{field}` is {value}, expected {expected}")]
     OutOfRange { field: String, value: String, expected: String },
-    #[error("unknown architecture `{architecture}`; known: {}", known.join(", "))]
+    #[error("unknown architecture `{architecture}`; known: {}", shortlist(architecture, known))]
     UnknownArchitecture { architecture: String, known: Vec<&'static str> },
     /// A real setting that nothing here can plan or run; going on would mean guessing.
     #[error("field `{field}` is `{value}`, which is not supported; {supported}")]
     Unsupported { field: String, value: String, supported: String },
+}
+
+/// The names that look most like the one asked for, and how many others there are.
+fn shortlist(architecture: &str, known: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let alike = |name: &&&str| {
+        let shared = name.bytes().zip(architecture.bytes()).take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count();
+        std::cmp::Reverse(shared)
+    };
+    let mut names: Vec<&&str> = known.iter().collect();
+    names.sort_by_key(alike);
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(|name| **name).collect();
+    let others = known.len().saturating_sub(shown.len());
+    format!("{} and {others} others", shown.join(", "))
 }

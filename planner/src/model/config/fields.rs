@@ -12,26 +12,42 @@ pub(super) fn parse_object(json: &[u8]) -> Result<Map<String, Value>, ConfigErro
     if json.len() > MAX_FILE_BYTES {
         return Err(ConfigError::TooLarge { size_bytes: json.len() as u64, limit_bytes: MAX_FILE_BYTES as u64 });
     }
-    match serde_json::from_slice(json) {
+    match serde_json::from_slice(json).or_else(|error| quoted_literals(json).ok_or(error)?) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(ConfigError::NotAnObject { found: kind(&other) }),
-        Err(error) => Err(json_error(json, &error)),
+        Err(error) => Err(ConfigError::Json { line: error.line(), column: error.column(), problem: error.to_string() }),
     }
 }
 
-/// Python writes NaN and Infinity, which are not JSON: say so instead of "expected value".
-fn json_error(json: &[u8], error: &serde_json::Error) -> ConfigError {
-    let (line, column) = (error.line(), error.column());
-    let text = json.split(|&b| b == b'\n').nth(line.saturating_sub(1)).unwrap_or_default();
-    let rest = text.get(column.saturating_sub(1)..).unwrap_or_default();
-    // On -Infinity the parser stops at the I.
-    let literal = ["NaN", "Infinity"].into_iter().find(|literal| rest.starts_with(literal.as_bytes()));
-    let problem = match literal {
-        Some(literal) => format!("{literal} is not a JSON number; write a finite number or null"),
-        None => error.to_string(),
-    };
-    ConfigError::Json { line, column, problem }
+/// Python writes NaN and Infinity, which JSON does not know (`time_step_limit` of Mamba models). They are read as
+/// text, so that a field that needs a number still refuses them by name. `None`: there are none.
+fn quoted_literals(json: &[u8]) -> Option<Result<Value, serde_json::Error>> {
+    let mut quoted = Vec::with_capacity(json.len() + 64);
+    let (mut in_string, mut escaped, mut found, mut at) = (false, false, false, 0);
+    while at < json.len() {
+        let byte = json[at];
+        let literal = if in_string { None } else { NOT_NUMBERS.iter().find(|l| json[at..].starts_with(l.as_bytes())) };
+        if let Some(literal) = literal {
+            found = true;
+            quoted.push(b'"');
+            quoted.extend_from_slice(literal.as_bytes());
+            quoted.push(b'"');
+            at += literal.len();
+            continue;
+        }
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ => {}
+        }
+        quoted.push(byte);
+        at += 1;
+    }
+    found.then(|| serde_json::from_slice(&quoted))
 }
+
+const NOT_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a> {
@@ -78,7 +94,10 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required_uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<u64, ConfigError> {
-        let expected = format!("a whole number from {} to {}", range.start(), range.end());
+        let mut expected = format!("a whole number from {} to {}", range.start(), range.end());
+        if names.len() > 1 {
+            expected.push_str(&format!(" (also read: {})", names[1..].join(", ")));
+        }
         self.uint(names, range)?.ok_or_else(|| ConfigError::Missing { field: self.path(names[0]), expected })
     }
 
@@ -154,6 +173,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// All fields, `null` ones too.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.map.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     pub(super) fn keys(&self) -> usize {
         self.map.len()
     }
@@ -197,6 +221,7 @@ fn kind(value: &Value) -> &'static str {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
+        Value::String(text) if NOT_NUMBERS.contains(&text.as_str()) => "not a finite number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",

@@ -21,3 +21,10 @@ pub(super) const ROPE_FACTOR: RangeInclusive<f64> = 1.0..=1e6;
 /// Any other positive factor.
 pub(super) const POSITIVE: RangeInclusive<f64> = 1e-6..=1e6;
 pub(super) const SOFTCAP: RangeInclusive<f64> = 1e-3..=1e6;
+/// Experts of one layer.
+pub(super) const EXPERTS: RangeInclusive<u64> = 1..=4096;
+/// Ranks of low-rank projections.
+pub(super) const RANK: RangeInclusive<u64> = 1..=65_536;
+/// Heads, groups and sizes of recurrent states.
+pub(super) const STATE: RangeInclusive<u64> = 1..=65_536;
+pub(super) const CONV_KERNEL: RangeInclusive<u64> = 1..=64;

@@ -169,3 +169,20 @@ pub(super) fn context_length(stated: u64, scaling: &RopeScaling) -> u64 {
     };
     length.min(*limits::POSITIONS.end())
 }
+
+/// The same for models that are planned and not run: scalings without a length of their own stretch nothing.
+pub(super) fn planned_context(fields: &Fields<'_>, stated: u64) -> Result<u64, ConfigError> {
+    let Some(scaling) = fields.object("rope_parameters")?.or(fields.object("rope_scaling")?) else { return Ok(stated) };
+    let kind = scaling.string(&["rope_type", "type"])?.map_or("default", |(_, kind)| kind);
+    if !matches!(kind, "linear" | "dynamic" | "yarn") {
+        return Ok(stated);
+    }
+    let factor = scaling.float(&["factor"], limits::ROPE_FACTOR)?.unwrap_or(1.0);
+    let scaling = match (kind, scaling.uint(&["original_max_position_embeddings"], limits::POSITIONS)?) {
+        ("yarn", Some(original_max_position)) => {
+            RopeScaling::Yarn { factor, beta_fast: 32.0, beta_slow: 1.0, attention_factor: 1.0, original_max_position }
+        }
+        _ => RopeScaling::Linear { factor },
+    };
+    Ok(context_length(stated, &scaling))
+}

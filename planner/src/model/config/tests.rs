@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::model::Quantization;
 use crate::model::{Mask, Positions, RopeScaling, Task, families};
 
 const VICUNA: &str = include_str!("../../../tests/fixtures/configs/lmsys__vicuna-13b-v1.5-16k.json");
@@ -22,7 +23,7 @@ fn vicuna_is_read_whole() {
     let spec = parse(VICUNA).unwrap();
     assert_eq!(spec.architecture, "LlamaForCausalLM");
     assert_eq!(spec.layers.len(), 40);
-    let attention = &spec.layers[0].attention;
+    let attention = spec.layers[0].attention().unwrap();
     assert_eq!((attention.num_heads, attention.num_kv_heads, attention.head_dim), (40, 40, 128));
     assert_eq!(attention.mask, Mask::Causal);
     assert_eq!(attention.rope.as_ref().unwrap().scaling, RopeScaling::Linear { factor: 4.0 });
@@ -94,20 +95,19 @@ fn bad_values_are_errors_that_name_field_and_range() {
         ("hidden_act", "3", "is a number, expected a string"),
         ("torch_dtype", "\"int3\"", "`torch_dtype` is `int3`"),
         ("tie_word_embeddings", "\"no\"", "expected true or false"),
-        ("architectures", "[]", "`architectures` is missing, expected a list with one of LlamaForCausalLM"),
+        ("architectures", "[]", "`architectures` is missing, expected a list with the model's class"),
         ("architectures", "\"LlamaForCausalLM\"", "is a string, expected a list"),
         ("architectures", "[1]", "`architectures[0]` is a number"),
         ("layer_types", "[\"full_attention\"]", "one entry for each of the 40 layers"),
-        ("quantization_config", r#"{"quant_method":"bitsandbytes"}"#, "`bitsandbytes`, which is not supported"),
+        ("quantization_config", r#"{"quant_method":"hqq"}"#, "`hqq`, which is not supported"),
+        ("quantization_config", r#"{"quant_method":"bitsandbytes"}"#, "`quantization_config.load_in_4bit` is false"),
         ("quantization_config", r#"{"quant_method":"awq","bits":5,"group_size":128}"#, "expected 2, 3, 4 or 8"),
         ("quantization_config", r#"{"quant_method":"awq","bits":4}"#, "`quantization_config.group_size` is missing"),
         ("quantization_config", r#"{"quant_method":"gptq","bits":4,"group_size":0}"#, "group_size` is 0"),
-        ("quantization_config", r#"{"quant_algo":"NVFP4"}"#, "`NVFP4`, which is not supported"),
-        (
-            "quantization_config",
-            r#"{"quant_method":"fp8","modules_to_not_convert":["model.layers.3.mlp.down_proj"]}"#,
-            "model.layers.3.mlp.down_proj",
-        ),
+        ("quantization_config", r#"{"quant_algo":"FP2"}"#, "`FP2`, which is not supported"),
+        ("quantization_config", r#"{"quant_method":"fp8","ignore":["re:(?!a)b"]}"#, "re:(?!a)b"),
+        ("quantization_config", r#"{"quant_method":"fp8","ignore":[3]}"#, "a list of strings"),
+        ("quantization_config", r#"{"quant_method":"fp8","weight_block_size":[0,128]}"#, "weight_block_size"),
         ("use_bidirectional_attention", "true", "not supported"),
     ];
     for (field, value, expected) in table {
@@ -118,20 +118,24 @@ fn bad_values_are_errors_that_name_field_and_range() {
 
 #[test]
 fn text_that_is_not_a_config_is_refused() {
-    let table: [(&[u8], &str); 9] = [
+    let table: [(&[u8], &str); 6] = [
         (b"", "not valid JSON at line 1"),
         (b"[]", "the file holds a list"),
         (b"42", "the file holds a number"),
         (b"{\"a\": 1", "not valid JSON"),
-        (b"{\"architectures\": [\"LlamaForCausalLM\"], \"rope_theta\": NaN}", "NaN is not a JSON number"),
-        (b"{\"rms_norm_eps\":\n Infinity}", "line 2, column 2: Infinity is not a JSON number"),
-        (b"{\"rms_norm_eps\": -Infinity}", "column 19: Infinity is not a JSON number"),
         (b"\xff\xfe{}", "not valid JSON"),
-        (b"{\"architectures\": [\"\\u001b[2JGPT9\"]}", "unknown architecture `?[2JGPT9`; known: LlamaForCausalLM"),
+        (b"{\"architectures\": [\"\\u001b[2JGPT9\"]}", "unknown architecture `?[2JGPT9`; known: LlamaForCausalLM, "),
     ];
     for (bytes, expected) in table {
         let error = parse_config(bytes).unwrap_err().to_string();
         assert!(error.contains(expected), "{}: {error}", String::from_utf8_lossy(bytes));
+    }
+    for literal in ["NaN", "Infinity", "-Infinity"] {
+        let text = VICUNA.replace("\"rms_norm_eps\": 1e-05", &format!("\"rms_norm_eps\": {literal}"));
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains("`rms_norm_eps` is not a finite number, expected a number"), "{error}");
+        // Where nothing reads it, it does no harm (Nemotron-H's time_step_limit).
+        assert!(parse(&VICUNA.replacen('{', &format!("{{\"time_step_limit\": [0.0, {literal}],"), 1)).is_ok());
     }
     let long = vec![b' '; (4 << 20) + 1];
     assert!(matches!(parse_config(&long), Err(ConfigError::TooLarge { .. })));
@@ -158,7 +162,7 @@ fn scaling_forms_give_the_context_length_that_vllm_derives() {
 #[test]
 fn yarn_takes_its_magnitude_from_the_factor() {
     let spec = vicuna_with("rope_scaling", r#"{"type":"yarn","factor":4.0}"#).unwrap();
-    let scaling = &spec.layers[0].attention.rope.as_ref().unwrap().scaling;
+    let scaling = &spec.layers[0].attention().unwrap().rope.as_ref().unwrap().scaling;
     let RopeScaling::Yarn { attention_factor, beta_fast, beta_slow, original_max_position, .. } = scaling else {
         panic!("{scaling:?}");
     };
@@ -174,8 +178,9 @@ fn windows_follow_the_family() {
             Mask::Causal => 'f',
             Mask::Sliding { .. } => 's',
             Mask::Bidirectional => 'b',
+            _ => '?',
         };
-        spec.layers.iter().map(|l| short(l.attention.mask)).collect::<String>()
+        spec.layers.iter().map(|l| short(l.attention().unwrap().mask)).collect::<String>()
     };
     let config = |architecture: &str, extra: &str| {
         let text = format!(
@@ -214,11 +219,11 @@ fn gemma3_turns_sliding_layers_by_their_own_base() {
         "rope_scaling":{"factor":8.0,"rope_type":"linear"}},"vision_config":{"hidden_size":1152}}"#;
     let spec = parse(nested).unwrap();
     // Class defaults, which the file leaves out: 8 heads, 4 KV heads, 256 wide; the context is not stretched again.
-    let attention = &spec.layers[0].attention;
+    let attention = spec.layers[0].attention().unwrap();
     assert_eq!((attention.num_heads, attention.num_kv_heads, attention.head_dim), (8, 4, 256));
     assert_eq!((spec.vocab_size, spec.max_position_embeddings), (262_208, 131_072));
     assert!(spec.tied_embeddings && spec.norm.unit_offset);
-    let rope = |layer: usize| spec.layers[layer].attention.rope.clone().unwrap();
+    let rope = |layer: usize| spec.layers[layer].attention().unwrap().rope.clone().unwrap();
     assert_eq!((rope(0).theta, rope(0).scaling), (1e4, RopeScaling::None));
     assert_eq!((rope(5).theta, rope(5).scaling), (1e6, RopeScaling::Linear { factor: 8.0 }));
     // The language model of gemma-3-4b: 3.88 B.
@@ -235,28 +240,53 @@ fn gemma3_turns_sliding_layers_by_their_own_base() {
 
 #[test]
 fn quantisation_is_told_in_every_spelling() {
-    use crate::model::Quantization::{Fp8, Grouped, None as Plain};
+    use crate::model::{Packed, Scales, Storage};
+    let integers = |bits, scales, zeros| Packed::integers(bits, scales, zeros);
+    let group = |columns| Scales::Group { columns };
+    let block = Scales::Block { rows: 128, columns: 128 };
+    // Value, form of linear weights, fp8 cache.
     let table = [
-        ("null", Plain),
-        (r#"{"quant_method":"awq","bits":4,"group_size":128}"#, Grouped { bits: 4, group_size: 128 }),
-        (r#"{"quant_method":"gptq","bits":8,"group_size":-1}"#, Grouped { bits: 8, group_size: 0 }),
-        (r#"{"quant_method":"fp8","weight_block_size":[128,128]}"#, Fp8 { kv_cache: false }),
-        (r#"{"quant_algo":"FP8","kv_cache_scheme":"FP8"}"#, Fp8 { kv_cache: true }),
+        (r#"{"quant_method":"awq","bits":4,"group_size":128}"#, integers(4, group(128), true), false),
+        (r#"{"quant_method":"gptq","bits":8,"group_size":-1}"#, integers(8, Scales::Row, true), false),
+        (r#"{"quant_method":"fp8","weight_block_size":[128,128]}"#, Packed::fp8(block), false),
+        (r#"{"quant_algo":"FP8","kv_cache_scheme":"FP8"}"#, Packed::fp8(Scales::Tensor), true),
+        (r#"{"quant_algo":"NVFP4","group_size":16}"#, Packed::NVFP4, false),
         (
             r#"{"quant_method":"compressed-tensors","kv_cache_scheme":{"num_bits":8,"type":"float"},
                "config_groups":{"group_0":{"weights":{"num_bits":8,"type":"float"}}},"ignore":["lm_head"]}"#,
-            Fp8 { kv_cache: true },
+            Packed::fp8(Scales::Tensor),
+            true,
         ),
         (
             r#"{"quant_method":"compressed-tensors",
                "config_groups":{"group_0":{"weights":{"num_bits":4,"type":"int","group_size":128}}}}"#,
-            Grouped { bits: 4, group_size: 128 },
+            integers(4, group(128), false),
+            false,
+        ),
+        (
+            r#"{"quant_method":"bitsandbytes","load_in_8bit":true}"#,
+            Packed { element: crate::model::Element::Integer, bits: 8, scales: Scales::Row, scale_bits: 32 },
+            false,
         ),
     ];
-    for (value, expected) in table {
-        assert_eq!(vicuna_with("quantization_config", value).unwrap().quantization, expected, "{value}");
+    for (value, linear, kv_cache_fp8) in table {
+        let spec = vicuna_with("quantization_config", value).unwrap();
+        let Quantization::Stored(stored) = &spec.quantization else { panic!("{value}") };
+        assert_eq!((stored.linear, stored.kv_cache_fp8), (Storage::Packed(linear), kv_cache_fp8), "{value}");
     }
+    assert_eq!(vicuna_with("quantization_config", "null").unwrap().quantization, Quantization::None);
     let file = br#"{"quantization":{"quant_algo":"FP8","kv_cache_quant_algo":"FP8","exclude_modules":["lm_head"]}}"#;
     let spec = parse(VICUNA).unwrap().with_hf_quant_config(file).unwrap();
-    assert_eq!(spec.quantization, Fp8 { kv_cache: true });
+    assert!(matches!(spec.quantization, Quantization::Stored(stored) if stored.kv_cache_fp8));
+}
+
+#[test]
+fn modules_left_out_stay_plain() {
+    use crate::model::Storage;
+    let value = r#"{"quant_method":"fp8","modules_to_not_convert":["model.layers.3.mlp.down_proj"]}"#;
+    let program = families::program(&vicuna_with("quantization_config", value).unwrap());
+    let plain = |name: &str| program.weights.iter().find(|w| w.name == name).unwrap().storage == Storage::Plain;
+    assert!(plain("model.layers.3.mlp.down_proj.weight") && plain("lm_head.weight"));
+    assert!(plain("model.embed_tokens.weight") && plain("model.layers.0.input_layernorm.weight"));
+    assert!(!plain("model.layers.2.mlp.down_proj.weight") && !plain("model.layers.3.mlp.up_proj.weight"));
 }

@@ -1,13 +1,15 @@
 //! BERT and XLM-RoBERTa: post-norm encoder, learned positions, every token sees every token, nothing cached.
 
-use crate::model::{Activation, BufferId, Builder, LayerSpec, ModelSpec, Pooling, Positions, Program, Shard, Task};
+use super::Parts;
+use crate::model::{Activation, BufferId, Builder, ModelSpec, Pooling, Positions, Program, Shard, Task};
 
 pub fn program(spec: &ModelSpec) -> Program {
     let mut p = Builder::new(spec);
     p.name_prefixes(&["bert.", "roberta."]);
     let mut x = embeddings(&mut p, spec);
-    for (i, layer) in spec.layers.iter().enumerate() {
-        x = encoder_layer(&mut p, x, layer, &format!("encoder.layer.{i}"));
+    for (i, parts) in spec.layers.iter().map(super::plain_parts).enumerate() {
+        let Some(parts) = parts else { continue };
+        x = encoder_layer(&mut p, x, parts, &format!("encoder.layer.{i}"));
     }
     let out = head(&mut p, spec, x);
     p.finish(out)
@@ -26,22 +28,22 @@ fn embeddings(p: &mut Builder<'_>, spec: &ModelSpec) -> BufferId {
     p.norm(x, "embeddings.LayerNorm")
 }
 
-fn encoder_layer(p: &mut Builder<'_>, x: BufferId, layer: &LayerSpec, w: &str) -> BufferId {
+fn encoder_layer(p: &mut Builder<'_>, x: BufferId, (a, mlp): Parts<'_>, w: &str) -> BufferId {
     let hidden = p.width(x);
     let parts = [
         (&*format!("{w}.attention.self.query"), hidden, Shard::Column),
         (&*format!("{w}.attention.self.key"), hidden, Shard::Column),
         (&*format!("{w}.attention.self.value"), hidden, Shard::Column),
     ];
-    let weights = p.declare(x, &parts, layer.attention.qkv_bias);
+    let weights = p.declare(x, &parts, a.qkv_bias);
     let qkv = p.linear(x, weights, None);
-    let attention = p.attention_spec(&layer.attention);
+    let attention = p.attention_spec(a);
     let o = p.attention(qkv, attention);
     let x = p.project(o, &format!("{w}.attention.output.dense"), hidden, Shard::Row, true, Some(x));
     let x = p.norm(x, &format!("{w}.attention.output.LayerNorm"));
-    let inner = layer.mlp.intermediate_size;
+    let inner = mlp.intermediate_size;
     let h = p.project(x, &format!("{w}.intermediate.dense"), inner, Shard::Column, true, None);
-    let h = p.act(h, layer.mlp.activation);
+    let h = p.act(h, mlp.activation);
     let x = p.project(h, &format!("{w}.output.dense"), hidden, Shard::Row, true, Some(x));
     p.norm(x, &format!("{w}.output.LayerNorm"))
 }

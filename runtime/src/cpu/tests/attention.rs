@@ -52,7 +52,11 @@ fn exact(case: &Case, packed: &Packed) -> Vec<f64> {
             let visible = match case.mask {
                 Mask::Causal => 0..position + 1,
                 Mask::Sliding { window } => (position + 1).saturating_sub(window as usize)..position + 1,
+                Mask::Chunked { chunk } => position / chunk as usize * chunk as usize..position + 1,
                 Mask::Bidirectional => 0..text.context,
+                Mask::BidirectionalSliding { window } => {
+                    position.saturating_sub(window as usize / 2)..(position + window as usize / 2 + 1).min(text.context)
+                }
             };
             for head in 0..num_heads {
                 let kv = head / (num_heads / num_kv_heads);

@@ -54,13 +54,22 @@ fn activation(activation: Activation, x: f64) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Tanh => x.tanh(),
+        Activation::ReluSquared => x.max(0.0).powi(2),
+        Activation::Special => x,
     }
 }
 
 #[test]
 fn activations() {
     let mut rng = fastrand::Rng::with_seed(6);
-    let all = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh];
+    let all = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Tanh,
+        Activation::ReluSquared,
+    ];
     for (count, width) in SHAPES {
         let x: Vec<f32> = random(&mut rng, count * width * 2).iter().map(|v| v * 8.0).collect();
         for how in all {

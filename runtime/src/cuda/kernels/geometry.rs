@@ -68,10 +68,9 @@ pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) 
         (of_head_dim(&DECODE_BLOCKS_RESIDENT, head_dim), of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim));
     // A few sequences are bound by latency: better all of their blocks early.
     let resident = if pairs * 4 <= early { early } else { resident };
-    // Just over one round of blocks is the worst: the second runs nearly empty. Halves, or thirds of rather less than a
-    // round, even that out; from 1.4 rounds on, or with small heads, they cost more than they bring (measured).
+    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out; from 1.4 rounds on
+    // they cost more than they bring (measured).
     let wanted = match pairs * 10 / resident {
-        5..=6 if head_dim > 64 => 3,
         11..=13 => 2,
         _ => resident / pairs,
     };
@@ -242,7 +241,7 @@ mod tests {
         assert_eq!(splits(1, 8, 128, 131_072), 33);
         assert_eq!(splits(1, 8, 128, 512), 4);
         assert_eq!(splits(8, 8, 128, 131_072), 4);
-        assert_eq!(splits(32, 8, 128, 131_072), 3);
+        assert_eq!(splits(32, 8, 128, 131_072), 1);
         assert_eq!(splits(512, 2, 64, 131_072), 1);
         assert_eq!(splits(64, 8, 128, 131_072), 2);
         assert_eq!(splits(256, 8, 128, 131_072), 1);

@@ -46,7 +46,8 @@ pub const BLOCK_SIZE: usize = 16;
 impl Sizes {
     /// Bytes of a cache of `num_blocks` with `bytes` an element.
     pub fn kv_cache_bytes(&self, spec: &ModelSpec, bytes: u64) -> u64 {
-        let layer = |l: &LayerSpec| 2 * l.attention.num_kv_heads * l.attention.head_dim * BLOCK_SIZE as u64 * bytes;
+        let layer =
+            |l: &LayerSpec| l.attention().map_or(0, |a| 2 * a.num_kv_heads * a.head_dim * BLOCK_SIZE as u64 * bytes);
         spec.layers.iter().map(layer).sum::<u64>() * self.num_blocks as u64
     }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints on disk, good and bad. Headers that lie have their table beside the parser.
 #![allow(clippy::unwrap_used)]
 
-use mserve_planner::model::{DType, Program, Shard, Weight};
+use mserve_planner::model::{DType, Program, Shard, Storage, Weight};
 use mserve_runtime::weights::{Checkpoint, TensorSource, WeightsError};
 use std::path::Path;
 use tempfile::TempDir;
@@ -33,7 +33,8 @@ fn dir(files: &[(&str, Vec<u8>)]) -> TempDir {
 }
 
 fn weight(name: &str, shape: &[u64]) -> Weight {
-    Weight { name: name.to_owned(), shape: shape.to_vec(), dtype: DType::F32, shard: Shard::Replicated }
+    let (shape, storage) = (shape.to_vec(), Storage::Plain);
+    Weight { name: name.to_owned(), shape, dtype: DType::F32, shard: Shard::Replicated, storage }
 }
 
 /// A program that is only its weights.

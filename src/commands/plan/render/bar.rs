@@ -85,6 +85,7 @@ fn source(source: mserve_planner::memory::Source) -> &'static str {
         Source::Computed => "computed",
         Source::Checkpoint => "checkpoint",
         Source::Measured => "measured",
+        Source::Calibrated => "calibrated",
         Source::Assumed => "assumed",
     }
 }

@@ -71,7 +71,7 @@ fn concurrency(c: &Concurrency, replicas: u64) -> String {
 }
 
 /// Aligned columns without lines; numbers to the right.
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
     table.set_header(header.iter().copied()).add_rows(rows);

@@ -1,0 +1,59 @@
+//! Experts: how many, how large, which layers have them.
+
+use super::base::Base;
+use super::{ConfigError, limits};
+use crate::model::{Ffn, MlpSpec, MoeSpec, Router};
+
+impl Base<'_> {
+    /// Routed experts alone, under any of the names for their number, choice and width.
+    pub(super) fn experts(&self) -> Result<MoeSpec, ConfigError> {
+        const NUMBER: [&str; 5] =
+            ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_moe_experts"];
+        const TOP_K: [&str; 6] =
+            ["num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "experts_per_token"];
+        let num_experts = self.text.required_uint(&NUMBER, limits::EXPERTS)?;
+        let top_k = self.text.required_uint(&TOP_K, 1..=num_experts)?;
+        let size = self.get(&["moe_intermediate_size", "expert_intermediate_size"], limits::INTERMEDIATE)?;
+        let expert = match size {
+            Some(size) => self.mlp_of(size)?,
+            None => self.mlp()?,
+        };
+        Ok(MoeSpec {
+            num_experts,
+            top_k,
+            expert: MlpSpec { bias: false, ..expert },
+            shared: None,
+            shared_gate: false,
+            dense: None,
+            latent_size: None,
+            router: Router::Plain,
+        })
+    }
+
+    /// Shared experts of the routed ones' width (`n_shared_experts` of them), as DeepSeek and GLM have it.
+    pub(super) fn with_shared(&self, moe: MoeSpec) -> Result<MoeSpec, ConfigError> {
+        let count = self.get(&["n_shared_experts", "num_shared_experts", "moe_num_shared_experts"], 0..=64)?;
+        let width = count.unwrap_or(0) * moe.expert.intermediate_size;
+        let shared = (width > 0).then_some(MlpSpec { intermediate_size: width, ..moe.expert });
+        Ok(MoeSpec { shared, ..moe })
+    }
+
+    /// Dense in the first layers, then experts in every `moe_layer_freq`-th or where a list says so.
+    pub(super) fn dense_then_experts(&self, dense: MlpSpec, moe: MoeSpec) -> Result<Vec<Ffn>, ConfigError> {
+        const FREQUENCY: &str = "moe_layer_freq";
+        let listed = match self.text.value(FREQUENCY) {
+            Some(value) if value.is_array() => self.flags(&self.text, FREQUENCY)?,
+            _ => None,
+        };
+        let first = self.get(&["first_k_dense_replace", "moe_layer_start_index"], 0..=self.layers)?.unwrap_or(0);
+        let every = match &listed {
+            Some(_) => 1,
+            None => self.get(&[FREQUENCY, "moe_layer_interval"], limits::LAYERS)?.unwrap_or(1),
+        };
+        let has_experts = |i: u64| match &listed {
+            Some(listed) => listed[i as usize],
+            None => i >= first && i.is_multiple_of(every),
+        };
+        Ok((0..self.layers).map(|i| if has_experts(i) { Ffn::Experts(moe) } else { Ffn::Dense(dense) }).collect())
+    }
+}
