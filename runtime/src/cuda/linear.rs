@@ -173,10 +173,13 @@ impl Launcher {
     /// As [`Linears::run_by`].
     unsafe fn launch(&self, route: &mut Route, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
         match route {
-            // SAFETY: passed on from the caller, as in each call below.
+            // SAFETY: the plan was made for this shape (`route`); the caller vouches for the operands.
             Route::Blas(_, plan) => unsafe { self.blas.run(plan, shape, operands) },
+            // SAFETY: `route` gave out an index of `few_rows` only; the caller vouches for the operands.
             Route::Own(index) => unsafe { self.few_rows(*index, shape, operands) },
+            // SAFETY: `route` asked `takes_wide` for this shape and index; the caller vouches for the operands.
             Route::Wide(index) => unsafe { self.many_rows(*index, shape, operands) },
+            // SAFETY: the inner route was made for the shape without its gate; the caller vouches for the operands.
             Route::Apart(product) => unsafe { self.apart(product, shape, operands) },
         }
     }
