@@ -142,15 +142,7 @@ fn rests(line: usize, check: &Check) -> RestsOn {
 /// A row's columns by name.
 fn columns(line: &str) -> BTreeMap<&'static str, String> {
     let header = CSV.lines().next().unwrap().split(',');
-    let (mut fields, mut quoted) = (vec![String::new()], false);
-    for c in line.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => fields.last_mut().unwrap().push(c),
-        }
-    }
-    header.zip(fields).collect()
+    header.zip(fixtures::csv_fields(line)).collect()
 }
 
 impl Model {

@@ -29,3 +29,16 @@ pub fn spec(name: &str) -> ModelSpec {
         Err(_) => spec,
     }
 }
+
+/// Fields of a line of comma-separated values; quotes keep commas together.
+pub fn csv_fields(line: &str) -> Vec<String> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => fields.last_mut().unwrap().push(c),
+        }
+    }
+    fields
+}

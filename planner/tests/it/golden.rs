@@ -29,15 +29,7 @@ fn rows() -> Vec<Row> {
 }
 
 fn row(line: &str) -> Row {
-    let (mut fields, mut quoted) = (vec![String::new()], false);
-    for c in line.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => fields.last_mut().unwrap().push(c),
-        }
-    }
-    let [config, caches, total, active, counted, outside, source] = fields.try_into().unwrap();
+    let [config, caches, total, active, counted, outside, source] = fixtures::csv_fields(line).try_into().unwrap();
     Row { config, caches, total, active, counted, outside: outside.parse().unwrap(), source }
 }
 
