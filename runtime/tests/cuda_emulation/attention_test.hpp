@@ -4,11 +4,13 @@
 #include "wgmma_emulated.hpp"
 #define HEAD_DIM 64
 namespace wg64 {
+#include "attn_decode_ring.cu"
 #include "attn_prefill_wgmma.cu"
 }  // namespace wg64
 #undef HEAD_DIM
 #define HEAD_DIM 128
 namespace wg128 {
+#include "attn_decode_ring.cu"
 #include "attn_prefill_wgmma.cu"
 }  // namespace wg128
 #undef HEAD_DIM
@@ -99,31 +101,56 @@ struct Cache {
   }
 };
 
+// Decode of a few sequences: lengths, cache, query and what the launch must give.
+struct Decode {
+  int hd, kv, group, heads = kv * group, stride = (heads + 2 * kv) * hd;
+  Seen mask;
+  std::vector<int> lengths;
+  int n = int(lengths.size());
+  Cache cache;
+  Buffer<bf16> q, out;
+  Buffer<int> context;
+  float scale = 1 / std::sqrt(float(hd));
+  Decode(int hd, int kv, int group, Seen mask, const std::vector<int>& lengths)
+      : hd(hd), kv(kv), group(group), mask(mask), lengths(lengths), cache(hd, kv, lengths), q(n * stride), out(n * heads * hd), context(n) {
+    fill(q, 2);
+    for (int s = 0; s < n; s++) context[s] = lengths[s];
+  }
+  template <class F> void call(F kernel, float* partial, float2* statistic) {
+    kernel(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(), partial,
+           statistic, cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
+  }
+  void check(const std::string& how) {
+    Nmse e;
+    for (int s = 0; s < n; s++)
+      for (int h = 0; h < heads; h++) {
+        const auto want = lengths[s] ? cache.attend(s, lengths[s] - 1, h / group, &q[s * stride + h * hd], scale, mask)
+                                     : std::vector<double>(hd, 0);
+        for (int d = 0; d < hd; d++) e.add(value(out[(s * heads + h) * hd + d]), want[d]);
+      }
+    e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + how);
+  }
+};
+
 template <class D, class C> void test_decode(D decode, C combine, int hd, int kv, int group, int splits, Seen mask) {
-  const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)};
-  const int n = int(lengths.size()), heads = kv * group, stride = (heads + 2 * kv) * hd;
-  Cache cache(hd, kv, lengths);
-  Buffer<bf16> q(n * stride), out(n * heads * hd);
-  fill(q, 2);
-  Buffer<int> context(n);
-  for (int s = 0; s < n; s++) context[s] = lengths[s];
-  Buffer<float> partial(n * heads * splits * hd);
-  Buffer<float2> statistic(n * heads * splits);
-  const float scale = 1 / std::sqrt(float(hd));
-  emu::launch({splits, kv * ((group + 7) / 8), n}, 128, 0, [&] {
-    decode(q.data(), stride, cache.keys.data(), cache.values.data(), cache.table.data(), context.data(), out.data(),
-           partial.data(), statistic.data(), cache.max_blocks, heads, kv, scale, mask.softcap, mask.window);
-  });
+  Decode d(hd, kv, group, mask, {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)});
+  Buffer<float> partial(d.n * d.heads * splits * hd);
+  Buffer<float2> statistic(d.n * d.heads * splits);
+  emu::launch({splits, kv * ((group + 7) / 8), d.n}, 128, 0, [&] { d.call(decode, partial.data(), statistic.data()); });
   if (splits > 1)
-    emu::launch({heads, n}, 128, 0, [&] { combine(partial.data(), statistic.data(), context.data(), out.data(), splits, mask.window); });
-  Nmse e;
-  for (int s = 0; s < n; s++)
-    for (int h = 0; h < heads; h++) {
-      const auto want = lengths[s] ? cache.attend(s, lengths[s] - 1, h / group, &q[s * stride + h * hd], scale, mask)
-                                   : std::vector<double>(hd, 0);
-      for (int d = 0; d < hd; d++) e.add(value(out[(s * heads + h) * hd + d]), want[d]);
-    }
-  e.below(BF16_BOUND, "decode head_dim " + std::to_string(hd) + " group " + std::to_string(group) + " splits " + std::to_string(splits));
+    emu::launch({d.heads, d.n}, 128, 0, [&] { combine(partial.data(), statistic.data(), d.context.data(), d.out.data(), splits, mask.window); });
+  d.check(" splits " + std::to_string(splits));
+}
+
+// `blocks` of a cluster, and how many clusters. Twice: the second launch finds what the first left.
+template <class D> void test_ring(D decode, Decode&& d, int warps, size_t shared, int blocks, int clusters) {
+  Buffer<float> partial(d.n * d.heads * clusters * d.hd);
+  Buffer<float2> statistic(d.n * d.heads * clusters);
+  for (int turn = 0; turn < 2; turn++) {
+    std::memset(d.out.data(), 0xff, d.out.size() * 2);
+    emu::launch({clusters * d.kv * ((d.group + 7) / 8), blocks, d.n}, warps * 32, shared, [&] { d.call(decode, partial.data(), statistic.data()); }, blocks);
+    d.check(" ring of " + std::to_string(warps) + " warps, cluster of " + std::to_string(blocks));
+  }
 }
 
 // What a kernel takes for the caches: them or their maps.
@@ -189,6 +216,16 @@ inline void test_attention() {
   test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 12, 6, {0, 5});
   test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
   test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 4, 4, {33, 0});
+  const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(300, 420), 64};
+  test_ring(wg64::attn_decode_w4s2, {64, 2, 7, {0, 0}, lengths}, 4, wg64::Ring<4, 2>::BYTES, 1, 1);
+  test_ring(wg64::attn_decode_w4s3, {64, 1, 1, {40, 0}, lengths}, 4, wg64::Ring<4, 3>::BYTES, 4, 1);
+  test_ring(wg64::attn_decode_w4s4, {64, 2, 8, {0, 5}, lengths}, 4, wg64::Ring<4, 4>::BYTES, 8, 1);
+  test_ring(wg64::attn_decode_w8s2, {64, 1, 7, {0, 0}, {2100, 33, 0}}, 8, wg64::Ring<8, 2>::BYTES, 2, 2);
+  test_ring(wg64::attn_decode_w16s3, {64, 1, 16, {0, 0}, {900, 16}}, 16, wg64::Ring<16, 3>::BYTES, 1, 1);
+  test_ring(wg128::attn_decode_w4s2, {128, 2, 4, {0, 0}, lengths}, 4, wg128::Ring<4, 2>::BYTES, 1, 1);
+  test_ring(wg128::attn_decode_w4s2, {128, 1, 12, {33, 0}, lengths}, 4, wg128::Ring<4, 2>::BYTES, 2, 1);
+  test_ring(wg128::attn_decode_w4s3, {128, 1, 4, {0, 0}, {1500, 513, 512, 1}}, 4, wg128::Ring<4, 3>::BYTES, 1, 3);
+  test_ring(wg128::attn_decode_w8s3, {128, 1, 8, {700, 5}, {1300, 2100}}, 8, wg128::Ring<8, 3>::BYTES, 4, 2);
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0}, 2);
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {300}, {0}, {0, 0}, 9);
   test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0}, 3);

@@ -191,6 +191,7 @@ inline void launch(dim3 g, int threads, size_t dynamic_shared, std::function<voi
 
 inline void __syncthreads() { emu::meet(emu::block_barriers[emu::fibers[emu::current].rank], emu::block.x); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline void __threadfence() {}
 inline void __syncwarp() { uint32_t none = 0; emu::show(&none, 1); }
 template <class T> T shuffle(T v, int from) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);

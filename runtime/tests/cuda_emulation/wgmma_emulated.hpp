@@ -40,6 +40,15 @@ inline void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_
     barrier_settle(shared_barrier(barrier));
   });
 }
+inline void copy_bulk(smem_t to, const void* from, u32 bytes, smem_t barrier) {
+  if (uintptr_t(from) % 16 || bytes % 16) emu::fail("misaligned bulk copy");
+  check_shared(to, 16), check_shared(to + bytes - 16, 16);
+  emu::landings.push_back([=] {
+    std::memcpy((void*)to, from, bytes);
+    shared_barrier(barrier).bytes -= int(bytes);
+    barrier_settle(shared_barrier(barrier));
+  });
+}
 // The copies land, and the barrier hears of it, at some later time.
 inline void barrier_arrive_after_copies(smem_t at) {
   auto& groups = emu::fibers[emu::current].groups;

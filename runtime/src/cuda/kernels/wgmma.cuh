@@ -51,6 +51,11 @@ DEVICE void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
+// `bytes` (16 a piece) in a row, by the copy engine; the barrier hears of it.
+DEVICE void copy_bulk(smem_t to, const void* from, u32 bytes, smem_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
 // The same to the same place in both blocks of the cluster; in each the barrier in this place hears of it.
 DEVICE void copy_box_to_both(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
   asm volatile(
