@@ -14,6 +14,7 @@ mod check_fused;
 mod numbers;
 mod time;
 mod time_attention;
+mod time_decode;
 mod time_fused;
 mod time_layer;
 mod time_products;
@@ -70,7 +71,7 @@ fn sections() -> [(&'static str, Section); 15] {
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
-        ("time decode", time_attention::decode),
+        ("time decode", time_decode::decode),
         ("time layer", time_layer::all),
         ("time products", time_products::all),
         ("time fused", time_fused::all),

@@ -39,9 +39,13 @@ pub fn close(what: &str, got: &[f64], want: &[f64], bound: f64) -> Outcome {
     if got.len() != want.len() {
         return Err(Failure::from(format!("{what}: {} values, expected {}", got.len(), want.len())));
     }
-    let error: f64 = got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum();
-    let signal: f64 = want.iter().map(|w| w * w).sum();
-    let nmse = error / signal.max(1e-30);
+    let nmse = nmse(got, want);
     println!("{what}: NMSE {nmse:.1e}");
     if nmse <= bound { Ok(()) } else { Err(format!("{what}: NMSE {nmse:e}, at most {bound:e} is right").into()) }
+}
+
+pub fn nmse(got: &[f64], want: &[f64]) -> f64 {
+    let error: f64 = got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum();
+    let signal: f64 = want.iter().map(|w| w * w).sum();
+    error / signal.max(1e-30)
 }

@@ -1,7 +1,8 @@
 // Paged decode attention of Hopper: what attn_decode.cu computes, with the cache coming through rings in shared memory and
 // the splits of a context put together inside of a cluster, in the same launch.
 //
-//   attn_decode_w{W}s{S}: W warps a block, each with a ring of S tiles (16 tokens of K and V).
+//   attn_decode_w{W}s{S}: W warps a block, each with a ring of S tiles (16 tokens of K and V); with u, V in one copy and
+//   not free of bank conflicts; with a, by each lane's asynchronous copies instead of the copy engine.
 //
 // Arguments as of attn_decode. `clusters` clusters of C blocks (C 1, 2, 4 or 8, along y) divide a context, tile by tile in
 // turn; a short one is left to the first cluster. Several clusters meet through `partial` [sequences, heads, clusters,
@@ -23,8 +24,11 @@
 
 DEVICE_COUNTER tickets[TICKETS];  // zero between launches
 
-template <int WARPS, int STAGES> struct Ring {
-  static constexpr int KEYS = 32 * HEAD_DIM, GROUP = 8 * HEAD_DIM, GROUP_STRIDE = GROUP + 32, STAGE = KEYS + 4 * GROUP_STRIDE;
+enum Copies { APART, TOGETHER, BY_LANES };
+
+template <int WARPS, int STAGES, Copies COPIES> struct Ring {
+  static constexpr int KEYS = 32 * HEAD_DIM, GROUP = 8 * HEAD_DIM, GROUP_STRIDE = GROUP + (COPIES == TOGETHER ? 0 : 32);
+  static constexpr int STAGE = KEYS + 4 * GROUP_STRIDE;
   static constexpr int OF_WARP = STAGES * STAGE;
   static constexpr int PARTS_AT = WARPS * OF_WARP;              // [C][8 * HEAD_DIM / C] f32, from all blocks of the cluster
   static constexpr int STATISTICS_AT = PARTS_AT + 32 * HEAD_DIM;  // [8 blocks][8 heads] (most, weight)
@@ -45,13 +49,13 @@ struct Sum {
   }
 };
 
-template <int WARPS, int STAGES> DEVICE void
+template <int WARPS, int STAGES, Copies COPIES> DEVICE void
 decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache, const bf16* __restrict__ value_cache,
             const int* __restrict__ block_table, const int* __restrict__ context_len, bf16* __restrict__ out,
             float* __restrict__ partial, float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale,
             float softcap, int window) {
   static_assert(HEAD_DIM % 64 == 0);
-  using R = Ring<WARPS, STAGES>;
+  using R = Ring<WARPS, STAGES, COPIES>;
   constexpr int PIECES = HEAD_DIM / 32, WIDE = HEAD_DIM / 64, THREADS = WARPS * 32;
   constexpr int ROW = HEAD_DIM + 4, QUADS = HEAD_DIM / 4;  // of the sums that warps leave: [8][ROW], then most [8], weight [8]
   static_assert((8 * ROW + 16) * 4 <= R::OF_WARP);
@@ -95,18 +99,27 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
     if ((n & 31) == 0 && n > 0) blocks = block_at(first + (n + lane) * stride, tiles);
     const u64 from = ((u64)__shfl_sync(FULL_WARP, blocks, n & 31) * kv_heads + h) * (16 * HEAD_DIM);
     const smem_t to = ring + slot * R::STAGE, barrier = barriers + slot * 8;
-    if (lane == 0) {
+    if (COPIES == BY_LANES) {
+#pragma unroll
+      for (int at = 0; at < R::KEYS; at += 512) {
+        copy_async_16(to + at + lane * 16, key_cache + from + at / 2 + lane * 8, true);
+        copy_async_16(to + R::KEYS + at + at / R::GROUP * 32 + lane * 16, value_cache + from + at / 2 + lane * 8, true);
+      }
+    } else if (lane == 0) {
       barrier_arrive_expect(barrier, 64 * HEAD_DIM);
       copy_bulk(to, key_cache + from, R::KEYS, barrier);
+    } else if (COPIES == TOGETHER) {
+      if (lane == 1) copy_bulk(to + R::KEYS, value_cache + from, R::KEYS, barrier);
     } else if (lane <= 4) {
       copy_bulk(to + R::KEYS + (lane - 1) * R::GROUP_STRIDE, value_cache + from + (lane - 1) * (4 * HEAD_DIM), R::GROUP, barrier);
     }
   };
   const bool has_newest = count > 0 && first + (count - 1) * stride == tiles - 1;
   const int early = min(count - has_newest, STAGES), filled = min(count, STAGES);
-  for (int n = 0; n < early; n++) fetch(n, n);
+  for (int n = 0; n < early; n++) fetch(n, n), copy_async_commit();
   wait_for_previous_kernels();
-  for (int n = max(0, early); n < filled; n++) fetch(n, n);
+  for (int n = max(0, early); n < filled; n++) fetch(n, n), copy_async_commit();
+  for (int n = filled; n < STAGES; n++) copy_async_commit();  // a group a stage, empty or not
 
   const bf16* query = q + (u64)b * q_stride + (u64)(head0 + row) * HEAD_DIM;
   u32x4 qa[PIECES];
@@ -128,7 +141,12 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   for (int n = 0; n < count; n++) {
     const int token0 = (first + n * stride) * 16;
     const smem_t keys = ring + slot * R::STAGE;
-    barrier_wait(barriers + slot * 8, parity);
+    if (COPIES == BY_LANES) {
+      copy_async_wait<STAGES - 1>();
+      __syncwarp();
+    } else {
+      barrier_wait(barriers + slot * 8, parity);
+    }
     if (token0 + 16 > length) {
       // Rows past the end have weight zero but may hold anything in the cache: keep 0 * NaN out.
       for (int i = (length - token0) * (HEAD_DIM / 8) + lane; i < 2 * HEAD_DIM; i += 32) {
@@ -184,6 +202,7 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
       }
     __syncwarp();
     if (n + STAGES < count) fetch(n + STAGES, slot);
+    copy_async_commit();
     if (++slot == STAGES) slot = 0, parity ^= 1;
   }
   l += __shfl_xor_sync(FULL_WARP, l, 1);
@@ -279,23 +298,33 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
   }
 }
 
-#define DECODE(NAME, WARPS, STAGES)                                                                                      \
-  KERNEL void __launch_bounds__(WARPS * 32)                                                                              \
+#define DECODE(NAME, WARPS, STAGES, COPIES)                                                                              \
+  KERNEL void __launch_bounds__(WARPS * 32, 1)                                                                            \
       NAME(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ key_cache,                                 \
            const bf16* __restrict__ value_cache, const int* __restrict__ block_table,                                    \
            const int* __restrict__ context_len, bf16* __restrict__ out, float* __restrict__ partial,                     \
            float2* __restrict__ statistic, int max_blocks, int heads, int kv_heads, float scale, float softcap,          \
            int window) {                                                                                                 \
-    decode_ring<WARPS, STAGES>(q, q_stride, key_cache, value_cache, block_table, context_len, out, partial, statistic,   \
-                               max_blocks, heads, kv_heads, scale, softcap, window);                                     \
+    decode_ring<WARPS, STAGES, COPIES>(q, q_stride, key_cache, value_cache, block_table, context_len, out, partial,      \
+                                       statistic, max_blocks, heads, kv_heads, scale, softcap, window);                  \
   }
-DECODE(attn_decode_w4s2, 4, 2)
-DECODE(attn_decode_w4s3, 4, 3)
-DECODE(attn_decode_w4s4, 4, 4)
-DECODE(attn_decode_w8s2, 8, 2)
-DECODE(attn_decode_w8s3, 8, 3)
-DECODE(attn_decode_w8s6, 8, 6)
-DECODE(attn_decode_w16s3, 16, 3)
+DECODE(attn_decode_w4s2, 4, 2, APART)
+DECODE(attn_decode_w4s3, 4, 3, APART)
+DECODE(attn_decode_w4s4, 4, 4, APART)
+DECODE(attn_decode_w8s2, 8, 2, APART)
+DECODE(attn_decode_w8s3, 8, 3, APART)
+DECODE(attn_decode_w8s6, 8, 6, APART)
+DECODE(attn_decode_w16s3, 16, 3, APART)
+DECODE(attn_decode_w4s3u, 4, 3, TOGETHER)
+DECODE(attn_decode_w8s2u, 8, 2, TOGETHER)
+DECODE(attn_decode_w8s3u, 8, 3, TOGETHER)
+DECODE(attn_decode_w16s3u, 16, 3, TOGETHER)
+DECODE(attn_decode_w4s2a, 4, 2, BY_LANES)
+DECODE(attn_decode_w4s3a, 4, 3, BY_LANES)
+DECODE(attn_decode_w4s4a, 4, 4, BY_LANES)
+DECODE(attn_decode_w8s2a, 8, 2, BY_LANES)
+DECODE(attn_decode_w8s3a, 8, 3, BY_LANES)
+DECODE(attn_decode_w16s3a, 16, 3, BY_LANES)
 
 #undef MASKED
 #undef TILES_A_WARP

@@ -6,12 +6,14 @@
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
+mod decode_ring;
 mod fused;
 mod geometry;
 mod sample_row;
 mod wide;
 
 pub use super::module::Geometry;
+pub use decode_ring::{DECODE_RINGS, DecodeRing, Shares};
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
     Prefill, Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_decode_is_early, embed, gated_act, gather,
@@ -68,11 +70,34 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 14] = [
+pub const FILES: [KernelFile; 15] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
     file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_decode_early", "attn_combine"]),
+    file!(
+        "attn_decode_ring",
+        Variants::HopperHeadDims(&[64, 128]),
+        [
+            "attn_decode_w4s2",
+            "attn_decode_w4s3",
+            "attn_decode_w4s4",
+            "attn_decode_w8s2",
+            "attn_decode_w8s3",
+            "attn_decode_w8s6",
+            "attn_decode_w16s3",
+            "attn_decode_w4s3u",
+            "attn_decode_w8s2u",
+            "attn_decode_w8s3u",
+            "attn_decode_w16s3u",
+            "attn_decode_w4s2a",
+            "attn_decode_w4s3a",
+            "attn_decode_w4s4a",
+            "attn_decode_w8s2a",
+            "attn_decode_w8s3a",
+            "attn_decode_w16s3a",
+        ]
+    ),
     file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
     file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
     file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
@@ -198,9 +223,9 @@ mod tests {
     #[test]
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
-        assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 1);
-        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
+        assert_eq!(all.len(), FILES.len() + 5);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len());
+        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 2);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
         assert!(!prefill.text.contains("#include"));
