@@ -120,8 +120,10 @@ impl<'a> Point<'a> {
         }
         let pairs = sequences * kv_heads * (heads / kv_heads).div_ceil(8);
         for ring in DECODE_RINGS.into_iter().filter(|r| r.takes(head_dim)) {
-            if head_dim == 128 && ring.entry.contains("w4s4") {
-                continue; // half of a multiprocessor for four warps
+            // Half of a multiprocessor for four warps; and of the lesser shapes the plain rings say enough.
+            let plain = ring.entry.ends_with(|c: char| c.is_ascii_digit());
+            if head_dim == 128 && (ring.entry.contains("w4s4") || !plain && heads != 32) {
+                continue;
             }
             for (blocks, clusters) in [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 4), (4, 4), (8, 8)] {
                 let shares = Shares { blocks, clusters };

@@ -143,10 +143,10 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
     const smem_t keys = ring + slot * R::STAGE;
     if (COPIES == BY_LANES) {
       copy_async_wait<STAGES - 1>();
-      __syncwarp();
     } else {
       barrier_wait(barriers + slot * 8, parity);
     }
+    __syncwarp();
     if (token0 + 16 > length) {
       // Rows past the end have weight zero but may hold anything in the cache: keep 0 * NaN out.
       for (int i = (length - token0) * (HEAD_DIM / 8) + lane; i < 2 * HEAD_DIM; i += 32) {
@@ -258,6 +258,7 @@ decode_ring(const bf16* __restrict__ q, int q_stride, const bf16* __restrict__ k
     }
   }
   if (blocks_each > 1) {
+    __syncwarp();
     cluster_arrive();
     cluster_wait();
     for (int i = own + threadIdx.x; i < own_end; i += THREADS) {
