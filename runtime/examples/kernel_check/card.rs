@@ -26,7 +26,7 @@ pub struct Card {
 fn most_shared_bytes(entry: &str) -> u32 {
     match entry {
         "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
-        _ if entry.starts_with("wide_") => 226 << 10,
+        _ if entry.starts_with("wide_") || entry.starts_with("split_") => 227 << 10,
         _ if entry.starts_with("fused_m") || entry.starts_with("tile_") => 128 << 10,
         _ => 0,
     }

@@ -124,10 +124,9 @@ impl KernelSet {
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
             wide: match modules.contains_key(&("wide_linear", None)) {
-                true => WIDE
-                    .iter()
-                    .map(|w| get("wide_linear", None, w.entry, w.shared_bytes()))
-                    .collect::<Result<_, _>>()?,
+                true => {
+                    WIDE.iter().map(|w| get(w.file(), None, w.entry, w.shared_bytes())).collect::<Result<_, _>>()?
+                }
                 false => Vec::new(),
             },
             fused: kernels::FUSED

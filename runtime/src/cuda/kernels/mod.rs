@@ -18,7 +18,7 @@ pub use geometry::{
     prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
-pub use wide::{WIDE, WIDE_ROWS, Wide};
+pub use wide::{WIDE, Wide};
 
 use super::compile::KernelSource;
 
@@ -68,7 +68,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 14] = [
+pub const FILES: [KernelFile; 15] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -117,7 +117,31 @@ pub const FILES: [KernelFile; 14] = [
         Variants::Once,
         ["tile_m32_plain_c8", "tile_m32_gated_c2", "tile_m32_rotated_c8", "tile_m64_plain_c8", "tile_m64_rotated_c8",]
     ),
-    file!("wide_linear", Variants::Hopper, ["wide_gated_n256", "wide_plain_n256", "wide_plain_n192"]),
+    file!(
+        "wide_linear",
+        Variants::Hopper,
+        ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
+    ),
+    file!(
+        "split_linear",
+        Variants::Hopper,
+        [
+            "split_gated_m128_n256_columns_s1",
+            "split_gated_m128_n128_columns_s1",
+            "split_gated_m64_n256_s1",
+            "split_gated_m64_n64_s1",
+            "split_plain_m128_n256_rows_s4",
+            "split_plain_m128_n192_rows_s2",
+            "split_plain_m128_n256_rows_s2",
+            "split_plain_m128_n128_rows_s2",
+            "split_plain_m128_n192_columns_s4",
+            "split_plain_m128_n128_s4",
+            "split_plain_m64_n256_s8",
+            "split_plain_m64_n192_s4",
+            "split_plain_m64_n64_s8",
+            "split_plain_m64_n64_s4",
+        ]
+    ),
     file!("sample", Variants::Once, ["sample_scan", "sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
@@ -183,7 +207,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "SPLIT("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;
@@ -199,7 +223,7 @@ mod tests {
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
         assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() + 1);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len());
         assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
