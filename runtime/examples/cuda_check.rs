@@ -41,8 +41,12 @@ fn main() {
         });
     }
     if args.iter().any(|a| a == "ops") {
-        section("ops of a decode step, Qwen2.5-0.5B shape", || ops(&qwen_0_5b(), &[1, 8, 64, 256]));
-        section("ops of a decode step, Llama-3.1-8B shape", || ops(&llama_8b(), &[1, 64, 256]));
+        section("ops of a step, Qwen2.5-0.5B shape", || {
+            ops(&qwen_0_5b(), &[(1, 0), (8, 0), (32, 0), (64, 0), (256, 0), (512, 0), (0, 8), (256, 8)])
+        });
+        section("ops of a step, Llama-3.1-8B shape", || {
+            ops(&llama_8b(), &[(1, 0), (64, 0), (128, 0), (256, 0), (512, 0), (0, 8), (256, 8)])
+        });
     }
     if asked("llama") {
         section("Llama-3.1-8B shape", || {
@@ -407,29 +411,33 @@ fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Ou
     Ok(())
 }
 
-/// Where the time of decode steps goes, at contexts of 1,024.
-fn ops(spec: &ModelSpec, batches: &[usize]) -> Outcome {
+/// Where the time of steps goes: decode rows at contexts of 1,024, and prompts of 1,024.
+fn ops(spec: &ModelSpec, steps: &[(usize, usize)]) -> Outcome {
     const BYTES_PER_US: f64 = 4.36e6;
     let options = CudaOptions {
         max_model_len: Some(8192),
+        max_num_seqs: 512,
         graphs: GraphCapture::WhenNeeded,
         tuning_budget: Duration::from_secs(4),
         ..CudaOptions::default()
     };
     let mut backend = CudaBackend::load(spec, &WeightOrigin::Random { seed: 1 }, &options, &mut |_, _| {})?;
-    for &batch in batches {
+    while Backend::idle(&mut backend)? {}
+    for &(decodes, prefills) in steps {
         // The cache holds zeros: the time does not depend on what stands in it.
-        let texts = prompts(&vec![1024; batch], spec.vocab_size);
+        let texts = prompts(&vec![1024; decodes + prefills], spec.vocab_size);
         let mut runner = Runner::new(&mut backend, &texts, 16, None);
-        runner.sequences.iter_mut().for_each(|s| s.computed = 1023);
-        runner.step(&vec![1; batch])?;
-        let times = backend.op_times(batch, 1024)?;
-        println!("batch {batch}: {:.0} us a step", times.step_us);
+        runner.sequences[..decodes].iter_mut().for_each(|s| s.computed = 1023);
+        let lens = [vec![1; decodes], vec![1024; prefills]].concat();
+        let batch = runner.batch(&lens, false);
+        runner.step(&lens)?;
+        let times = backend.op_times(&batch)?;
+        println!("{decodes} decodes, {prefills} prompts: {:.0} us a step", times.step_us);
         for op in times.ops {
             let bound = op.bytes / BYTES_PER_US;
             let share = op.removed_us * op.count as f64 / times.step_us * 100.0;
             println!(
-                "  {:3} x {:34} {:7.2} us in the step, {:7.2} in a chain, bound {:7.2}, {:4.1} % of the step",
+                "  {:3} x {:34} {:7.2} us in the step, {:7.2} in a chain, bytes {:7.2}, {:4.1} % of the step",
                 op.count, op.name, op.removed_us, op.chained_us, bound, share
             );
         }

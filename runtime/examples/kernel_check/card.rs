@@ -23,10 +23,11 @@ pub struct Card {
 }
 
 /// Most dynamic shared memory that launches of an entry may ask for here.
-fn most_shared_bytes(entry: &str) -> u32 {
+fn most_shared_bytes(entry: &str, device: &Device) -> u32 {
     match entry {
+        _ if entry.starts_with("attn_decode_") => device.shared_memory_per_block_bytes,
         "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
-        _ if entry.starts_with("wide_") || entry.starts_with("attn_decode_w") => 226 << 10,
+        _ if entry.starts_with("wide_") || entry.starts_with("split_") => 227 << 10,
         _ if entry.starts_with("fused_m") || entry.starts_with("tile_") => 128 << 10,
         _ => 0,
     }
@@ -53,7 +54,7 @@ impl Card {
                     continue;
                 };
                 for entry in file.entries {
-                    let shared = most_shared_bytes(entry);
+                    let shared = most_shared_bytes(entry, &device);
                     entries.insert(((*entry).to_owned(), head_dim), module.kernel(entry, shared)?);
                 }
             }

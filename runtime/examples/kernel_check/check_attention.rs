@@ -3,7 +3,7 @@
 use super::card::{Caches, Card, Failure, Outcome, int, pointer, prefill_launch};
 use super::numbers::{BF16_BOUND, Random, close, nmse};
 use half::bf16;
-use mserve_runtime::cuda::kernels::{self, DECODE_RINGS, Geometry, Prefill, Shares};
+use mserve_runtime::cuda::kernels::{Decode, DecodeLaunch, Prefill, Shares};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
 
@@ -106,7 +106,7 @@ pub fn all(card: &Card) -> Outcome {
 }
 
 /// One decode launch's inputs, and what it must give.
-struct Decode<'a> {
+struct Sequences<'a> {
     card: &'a Card,
     case: &'a Case,
     lengths: [usize; 7],
@@ -116,7 +116,7 @@ struct Decode<'a> {
     want: Vec<f64>,
 }
 
-impl<'a> Decode<'a> {
+impl<'a> Sequences<'a> {
     fn new(card: &'a Card, case: &'a Case) -> Result<Self, Failure> {
         let mut random = Random::new(7);
         let lengths = [1, 0, 33, 700, 2049, 16, 1024];
@@ -143,10 +143,13 @@ impl<'a> Decode<'a> {
         [kv_heads * self.case.group as u32, kv_heads, self.case.head_dim as u32]
     }
 
-    /// Error of `entry` launched so, twice: the second finds what the first left. `splits` to a context through memory.
-    fn error(&self, entry: &str, geometry: Geometry, splits: usize, combine: bool) -> Result<f64, Failure> {
+    /// Error of a launch, twice: the second finds what the first left.
+    fn error(&self, decode: &Decode, launch: DecodeLaunch) -> Result<f64, Failure> {
         let [heads, kv_heads, head_dim] = self.sizes().map(|n| n as usize);
+        let entry = Decode::entry(launch.warps);
+        let geometry = decode.geometry(self.lengths.len() as u32, heads as u32, kv_heads as u32, launch);
         let rows = self.lengths.len() * heads;
+        let splits = launch.shares.clusters as usize;
         let out = self.card.poisoned(rows * head_dim * 2)?;
         let partial = self.card.poisoned(rows * splits * head_dim * 4)?;
         let statistic = self.card.poisoned(rows * splits * 8)?;
@@ -171,18 +174,6 @@ impl<'a> Decode<'a> {
         for _ in 0..2 {
             out.fill(0xff)?;
             self.card.run(entry, head_dim as u32, geometry, &args)?;
-            if combine {
-                let args = [
-                    pointer(&partial),
-                    pointer(&statistic),
-                    pointer(&self.on.context),
-                    pointer(&out),
-                    int(splits),
-                    int(self.case.window),
-                ];
-                let geometry = kernels::attn_combine(self.lengths.len() as u32, heads as u32);
-                self.card.run("attn_combine", head_dim as u32, geometry, &args)?;
-            }
             let error = nmse(&self.card.bf16s(&out, self.want.len())?, &self.want);
             if error.is_nan() || error > BF16_BOUND {
                 return Err(format!("{entry}, {geometry:?}: NMSE {error:e}").into());
@@ -194,19 +185,16 @@ impl<'a> Decode<'a> {
 }
 
 fn decode(card: &Card, case: &Case) -> Outcome {
-    let decode = Decode::new(card, case)?;
-    let (sequences, sizes) = (decode.lengths.len() as u32, decode.sizes());
-    let [heads, kv_heads, head_dim] = sizes;
+    let sequences = Sequences::new(card, case)?;
+    let [_, _, head_dim] = sequences.sizes();
+    let decode = card.device.decode_attention(head_dim);
+    let largest = if decode.compute_capability.0 >= 9 { 8 } else { 1 };
     let mut errors = vec![];
-    for (splits, entry) in [1, 7, 48].into_iter().flat_map(|s| ["attn_decode", "attn_decode_early"].map(|e| (s, e))) {
-        let geometry = kernels::attn_decode(sequences, heads, kv_heads, splits);
-        errors.push(decode.error(entry, geometry, splits as usize, splits > 1)?);
-    }
-    let hopper = card.device.compute_capability.0 == 9;
-    for ring in DECODE_RINGS.iter().filter(|r| hopper && r.takes(head_dim)) {
-        for (blocks, clusters) in [(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (2, 2), (8, 3)] {
-            let geometry = ring.geometry(sequences, sizes, Shares { blocks, clusters });
-            errors.push(decode.error(ring.entry, geometry, clusters as usize, false)?);
+    for warps in Decode::WARPS.into_iter().filter(|&w| decode.takes(w)) {
+        let shares = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (1, 20), (2, 2), (4, 3), (8, 2)]
+            .map(|(blocks, clusters)| Shares { blocks, clusters });
+        for shares in shares.into_iter().filter(|s| s.blocks <= largest) {
+            errors.push(sequences.error(&decode, DecodeLaunch { warps, shares })?);
         }
     }
     let worst = errors.iter().copied().fold(0.0, f64::max);

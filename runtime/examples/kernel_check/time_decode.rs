@@ -1,10 +1,10 @@
-//! Every variant of the decode attention beside the bound, as it stands in a step: between two other kernels.
+//! The decode attention's chosen launch and others beside the bound, as it stands in a step: between two other kernels.
 
 use super::card::{Card, Failure, Outcome, int, pointer, pointer_at};
 use super::numbers::Random;
 use super::time::BYTES_PER_US;
 use super::time_attention::scattered;
-use mserve_runtime::cuda::kernels::{self, DECODE_RINGS, DecodeRing, Geometry, Shares};
+use mserve_runtime::cuda::kernels::{self, Decode, DecodeLaunch, Geometry, Shares};
 use mserve_runtime::cuda::memory::DeviceMemory;
 use mserve_runtime::cuda::module::Arg;
 
@@ -43,24 +43,12 @@ pub fn decode(card: &Card) -> Outcome {
     Ok(())
 }
 
-/// A way to launch it.
-enum Way {
-    /// `attn_decode`, and `attn_combine` for several splits.
-    Registers { splits: u32 },
-    Ring { ring: DecodeRing, shares: Shares },
-}
-
-impl Way {
-    fn name(&self) -> String {
-        match self {
-            Self::Registers { splits } => format!("registers/{splits}"),
-            Self::Ring { ring, shares: Shares { blocks, clusters: 1 } } => {
-                format!("{}/{blocks}", ring.entry.trim_start_matches("attn_decode_"))
-            }
-            Self::Ring { ring, shares: Shares { blocks, clusters } } => {
-                format!("{}/{blocks}x{clusters}", ring.entry.trim_start_matches("attn_decode_"))
-            }
-        }
+/// As `w8/4x3`: 8 warps a block, 3 clusters of 4 blocks to a context.
+fn named(launch: &DecodeLaunch) -> String {
+    let DecodeLaunch { warps, shares: Shares { blocks, clusters } } = launch;
+    match clusters {
+        1 => format!("w{warps}/{blocks}"),
+        _ => format!("w{warps}/{blocks}x{clusters}"),
     }
 }
 
@@ -69,6 +57,7 @@ struct Point<'a> {
     card: &'a Card,
     cache: &'a DeviceMemory,
     sizes: [u32; 3],
+    decode: Decode,
     sequences: usize,
     max_blocks: usize,
     /// Bytes of K of a layer; V's as many.
@@ -95,6 +84,7 @@ impl<'a> Point<'a> {
             card,
             cache,
             sizes,
+            decode: card.device.decode_attention(sizes[2]),
             sequences,
             max_blocks,
             layer_bytes: sequences * max_blocks * kv_heads * 16 * hd * 2,
@@ -108,39 +98,31 @@ impl<'a> Point<'a> {
         })
     }
 
-    fn ways(&self) -> Vec<Way> {
-        let [heads, kv_heads, head_dim] = self.sizes;
+    /// The chosen launch first.
+    fn launches(&self) -> Vec<DecodeLaunch> {
+        let [heads, kv_heads, _] = self.sizes;
         let sequences = self.sequences as u32;
-        let standard = kernels::splits(sequences, kv_heads, head_dim, MAX_MODEL_LEN);
-        let mut ways = vec![Way::Registers { splits: standard }];
-        let few = |splits: u32| sequences * kv_heads * splits <= 1056;
-        ways.extend([1, 2, 4, 8].into_iter().filter(|&s| s != standard && few(s)).map(|splits| Way::Registers { splits }));
-        if self.card.device.compute_capability.0 != 9 {
-            return ways;
-        }
-        let pairs = sequences * kv_heads * (heads / kv_heads).div_ceil(8);
-        for ring in DECODE_RINGS.into_iter().filter(|r| r.takes(head_dim)) {
-            // Half of a multiprocessor for four warps; and of the lesser shapes the plain rings say enough.
-            let plain = ring.entry.ends_with(|c: char| c.is_ascii_digit());
-            if head_dim == 128 && (ring.entry.contains("w4s4") || !plain && heads != 32) {
-                continue;
-            }
-            for (blocks, clusters) in [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 4), (4, 4), (8, 8)] {
-                let shares = Shares { blocks, clusters };
-                let geometry = ring.geometry(sequences, self.sizes, shares);
-                let warps = geometry.grid.iter().product::<u32>() * geometry.block / 32;
-                let several = clusters > 1 && (self.max_blocks < 512 && pairs > 8 || pairs * blocks * clusters > 264);
-                if (blocks * clusters == 1 && pairs > 4) || (blocks * clusters > 1 && warps <= 132 * 32 && !several) {
-                    ways.push(Way::Ring { ring, shares });
+        let chosen = self.decode.launch(sequences, heads, kv_heads, MAX_MODEL_LEN);
+        let mut launches = vec![chosen];
+        for warps in Decode::WARPS.into_iter().filter(|&w| self.decode.takes(w)) {
+            for (blocks, clusters) in
+                [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (2, 4), (4, 2), (4, 3), (8, 2), (8, 4), (8, 6)]
+            {
+                let launch = DecodeLaunch { warps, shares: Shares { blocks, clusters } };
+                let grid = self.decode.geometry(sequences, heads, kv_heads, launch).grid;
+                // No more than fills the card twice, nor clusters that would have less than 256 tokens.
+                let few = grid.iter().product::<u32>() * warps <= 132 * 16 && clusters as usize * 16 <= self.max_blocks;
+                let clustered = blocks == 1 || self.decode.compute_capability.0 >= 9;
+                if launch != chosen && clustered && (blocks * clusters == 1 || few) {
+                    launches.push(launch);
                 }
             }
         }
-        ways
+        launches
     }
 
-    fn launch(&self, way: &Way, layer: usize) -> Outcome {
+    fn launch(&self, launch: DecodeLaunch, layer: usize) -> Outcome {
         let [heads, kv_heads, head_dim] = self.sizes;
-        let sequences = self.sequences as u32;
         let args = [
             pointer(&self.q),
             int(((heads + 2 * kv_heads) * head_dim) as usize),
@@ -158,27 +140,8 @@ impl<'a> Point<'a> {
             Arg::Float(0.0),
             int(0),
         ];
-        let (entry, geometry, splits) = match way {
-            Way::Registers { splits } => {
-                let geometry = kernels::attn_decode(sequences, heads, kv_heads, *splits);
-                let early = kernels::attn_decode_is_early(&geometry, head_dim);
-                (if early { "attn_decode_early" } else { "attn_decode" }, geometry, *splits)
-            }
-            Way::Ring { ring, shares } => (ring.entry, ring.geometry(sequences, self.sizes, *shares), 1),
-        };
-        self.card.run(entry, head_dim, geometry, &args)?;
-        if splits == 1 {
-            return Ok(());
-        }
-        let args = [
-            pointer(&self.partial),
-            pointer(&self.statistic),
-            pointer(&self.lengths),
-            pointer(&self.out),
-            int(splits as usize),
-            int(0),
-        ];
-        self.card.run("attn_combine", head_dim, kernels::attn_combine(sequences, heads), &args)
+        let geometry = self.decode.geometry(self.sequences as u32, heads, kv_heads, launch);
+        self.card.run(Decode::entry(launch.warps), head_dim, geometry, &args)
     }
 
     /// Stands for what a step has between two attentions: reads the result, writes the query.
@@ -191,11 +154,11 @@ impl<'a> Point<'a> {
     }
 
     /// Microseconds that the attention adds to a chain of norms.
-    fn time(&self, way: &Way, norm_us: f64) -> Result<f64, Failure> {
+    fn time(&self, launch: DecodeLaunch, norm_us: f64) -> Result<f64, Failure> {
         let both = 2 * self.layer_bytes;
         let layers = (COLD_BYTES / both).clamp(8, 512).min(CACHE_BYTES / both).max(1);
         let us = self.card.time(layers, |layer| {
-            self.launch(way, layer)?;
+            self.launch(launch, layer)?;
             self.norm()
         })?;
         Ok(us - norm_us)
@@ -204,18 +167,17 @@ impl<'a> Point<'a> {
     fn print(&self, name: &str, what: &str) -> Outcome {
         let norm_us = self.card.time(64, |_| self.norm())?;
         let mut figures = vec![];
-        for way in self.ways() {
-            figures.push((self.time(&way, norm_us)?, way.name()));
+        for launch in self.launches() {
+            figures.push((self.time(launch, norm_us)?, named(&launch)));
         }
-        let (now, _) = figures[0];
+        let (us, chosen) = figures.remove(0);
         figures.sort_by(|a, b| a.0.total_cmp(&b.0));
         let bound = self.bytes / BYTES_PER_US;
-        let all: Vec<String> = figures.iter().map(|(us, way)| format!("{way} {us:.1}")).collect();
-        let (least, best) = &figures[0];
+        let others: Vec<String> = figures.iter().map(|(us, way)| format!("{way} {us:.1}")).collect();
         println!(
-            "{name} {what}: bound {bound:.1}, now {now:.1}, best {best} {least:.1} us, {:.2} TB/s [{}]",
-            self.bytes / least / 1e6,
-            all[1..].join(", ")
+            "{name} {what}: bound {bound:.1}, chosen {chosen} {us:.1} us, {:.2} TB/s [{}]",
+            self.bytes / us / 1e6,
+            others.join(", ")
         );
         Ok(())
     }

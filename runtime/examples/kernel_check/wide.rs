@@ -8,7 +8,7 @@ use mserve_runtime::cuda::linear::{Choice, Linears, Route};
 use mserve_runtime::cuda::memory::DeviceMemory;
 
 const POOL_BYTES: usize = 2 << 30;
-const ROWS: [usize; 5] = [8192, 4096, 2048, 1024, 512];
+const ROWS: [usize; 8] = [8448, 4096, 1024, 512, 256, 128, 64, 32];
 /// cuBLASLt's algorithms that are tried for a shape.
 const CANDIDATES: usize = 6;
 /// Of one replay, about.
@@ -35,6 +35,16 @@ pub fn check(card: &Card) -> Outcome {
         shape(8183, 1152, 896, BIAS),
         shape(515, 6144, 4096, PLAIN),
         shape(300, 264, 136, [false, true, true]),
+        shape(256, 4096, 14_336, RESIDUAL),
+        shape(200, 6144, 4096, BIAS),
+        shape(256, 896, 4864, RESIDUAL),
+        shape(128, 28_672, 4096, GATED),
+        shape(100, 9728, 896, GATED),
+        shape(61, 9728, 896, GATED),
+        shape(64, 28_672, 4096, GATED),
+        shape(64, 4096, 4096, RESIDUAL),
+        shape(33, 1152, 896, [false, true, false]),
+        shape(17, 896, 4864, [false, true, true]),
     ] {
         for choice in linears.candidates(&shape, 1)? {
             if let Choice::Wide(index) = choice {
@@ -89,6 +99,7 @@ fn one(card: &Card, linears: &Linears, mut route: Route, shape: &GemmShape, entr
     close(&format!("{entry} {m}x{n}x{k}"), &got, &want, BF16_BOUND)
 }
 
+/// WIDE_ROWS="8448 64": these numbers of rows only.
 pub fn time(card: &Card) -> Outcome {
     let mut linears = Linears::new(&card.device, card.product_kernels()?)?;
     let buffers = Buffers {
@@ -97,7 +108,10 @@ pub fn time(card: &Card) -> Outcome {
         out: card.random(ROWS[0] * 14_336 * 2)?,
         gate_up: card.random(ROWS[0] * 28_672 * 2)?,
     };
-    for m in ROWS {
+    let asked: Vec<usize> = std::env::var("WIDE_ROWS")
+        .map(|w| w.split_whitespace().filter_map(|w| w.parse().ok()).collect())
+        .unwrap_or_default();
+    for m in if asked.is_empty() { ROWS.to_vec() } else { asked } {
         for (name, shape) in [
             ("8B gate_up", shape(m, 28_672, 4096, GATED)),
             ("8B down", shape(m, 4096, 14_336, RESIDUAL)),
@@ -109,21 +123,52 @@ pub fn time(card: &Card) -> Outcome {
             ("0.5B o", shape(m, 896, 896, RESIDUAL)),
         ] {
             let product = GemmShape { gated: false, ..shape };
-            let (blas, route) = fastest(card, &linears, &buffers, &product, |c| matches!(c, Choice::Blas(_)))?;
-            linears.keep(product, route);
-            let (other, _) = match shape.gated {
-                true => fastest(card, &linears, &buffers, &shape, |c| c == Choice::Apart)?,
-                false => (blas, Route::Wide(0)),
-            };
-            let (own, route) = fastest(card, &linears, &buffers, &shape, |c| matches!(c, Choice::Wide(_)))?;
-            let Choice::Wide(index) = route.choice() else { return Err("not a wide product".into()) };
-            let tera = 2.0 * (m * shape.n * shape.k) as f64 / own / 1e6;
-            let entry = WIDE[index].entry;
-            println!(
-                "{name} rows {m}: {entry} {own:.1} us ({tera:.0} TFLOP/s), cuBLASLt {blas:.1}, with gate {other:.1}"
-            );
+            let blas = times(card, &linears, &buffers, &product, |c| matches!(c, Choice::Blas(_)))?;
+            let Some((blas_us, choice)) = blas.first().copied() else { return Err("cuBLASLt has nothing".into()) };
+            linears.keep(product, linears.route(&product, choice)?);
+            let mut line = format!("{name} rows {m}: cuBLASLt {blas_us:.1} us");
+            if shape.gated {
+                let apart = times(card, &linears, &buffers, &shape, |c| c == Choice::Apart)?;
+                line += &format!(", with gate {:.1}", apart.first().map_or(0.0, |t| t.0));
+            }
+            for (us, choice) in times(card, &linears, &buffers, &shape, |c| matches!(c, Choice::Wide(_)))? {
+                let Choice::Wide(index) = choice else { continue };
+                let tera = 2.0 * (m * shape.n * shape.k) as f64 / us / 1e6;
+                line += &format!(", {} {us:.1} ({tera:.0} TFLOP/s)", WIDE[index].entry);
+            }
+            println!("{line}");
         }
     }
+    Ok(())
+}
+
+/// Each candidate of large shapes once, for a profiler.
+pub fn launch_once(card: &Card) -> Outcome {
+    let linears = Linears::new(&card.device, card.product_kernels()?)?;
+    let bytes = 8448 * 28_672 * 2;
+    let [x, weights, out, gate_up] = [bytes, bytes, bytes, bytes]
+        .map(|b| card.random(b))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?
+        .try_into()
+        .map_err(|_| "buffers")?;
+    let (m, buffers) = (8448, Buffers { weights, x, out, gate_up });
+    for shape in [
+        shape(m, 28_672, 4096, GATED),
+        shape(m, 28_672, 4096, PLAIN),
+        shape(m, 4096, 14_336, RESIDUAL),
+        shape(m, 9728, 896, GATED),
+        shape(m, 9728, 896, PLAIN),
+    ] {
+        for choice in linears.candidates(&shape, 2)? {
+            if choice != Choice::Apart {
+                let mut route = linears.route(&shape, choice)?;
+                // SAFETY: the buffers are as large as the largest of these shapes and outlive the launch.
+                unsafe { linears.run_by(&mut route, &shape, &buffers.operands(&shape, 0))? };
+            }
+        }
+    }
+    card.device.synchronize()?;
     Ok(())
 }
 
@@ -134,29 +179,38 @@ struct Buffers {
     gate_up: DeviceMemory,
 }
 
-/// Microseconds of the fastest candidate of a kind, over the weights of several layers.
-fn fastest(
+impl Buffers {
+    /// Those of layer `layer`, whose weights are `shift` bytes from the first.
+    fn operands(&self, shape: &GemmShape, shift: usize) -> GemmOperands {
+        GemmOperands {
+            x: self.x.pointer(),
+            weight: self.weights.pointer() + shift as u64,
+            bias: shape.bias.then(|| self.gate_up.pointer()),
+            residual: shape.residual.then(|| self.out.pointer()),
+            out: if shape.n > 14_336 && !shape.gated { self.gate_up.pointer() } else { self.out.pointer() },
+            gate_up: shape.gated.then(|| self.gate_up.pointer()),
+        }
+    }
+}
+
+/// Microseconds of the candidates of a kind over the weights of several layers, the fastest first. In two rounds, since a
+/// card slows down as it gets warm.
+fn times(
     card: &Card,
     linears: &Linears,
     buffers: &Buffers,
     shape: &GemmShape,
     kind: impl Fn(Choice) -> bool,
-) -> Result<(f64, Route), Failure> {
+) -> Result<Vec<(f64, Choice)>, Failure> {
     let bytes = shape.n * shape.k * 2;
     let flops_us = 2.0 * (shape.m * shape.n * shape.k) as f64 / 7e8;
     let rounds = ((REPLAY_US / flops_us) as usize).clamp(4, 48);
-    let mut best: Option<(f64, Route)> = None;
-    for choice in linears.candidates(shape, CANDIDATES)?.into_iter().filter(|&c| kind(c)) {
-        let Ok(mut route) = linears.route(shape, choice) else { continue };
+    let mut all: Vec<(f64, Choice)> = Vec::new();
+    let candidates: Vec<Choice> = linears.candidates(shape, CANDIDATES)?.into_iter().filter(|&c| kind(c)).collect();
+    for choice in candidates.iter().chain(&candidates) {
+        let Ok(mut route) = linears.route(shape, *choice) else { continue };
         let mut run = |i: usize| {
-            let operands = GemmOperands {
-                x: buffers.x.pointer(),
-                weight: buffers.weights.pointer() + (i % (POOL_BYTES / bytes) * bytes) as u64,
-                bias: shape.bias.then(|| buffers.gate_up.pointer()),
-                residual: shape.residual.then(|| buffers.out.pointer()),
-                out: if shape.n > 14_336 && !shape.gated { buffers.gate_up.pointer() } else { buffers.out.pointer() },
-                gate_up: shape.gated.then(|| buffers.gate_up.pointer()),
-            };
+            let operands = buffers.operands(shape, i % (POOL_BYTES / bytes) * bytes);
             // SAFETY: the buffers are as large as the largest of these shapes and outlive the timing.
             unsafe { linears.run_by(&mut route, shape, &operands) }
         };
@@ -164,9 +218,11 @@ fn fastest(
         run(0)?;
         card.device.synchronize()?;
         let us = card.time(rounds, |i| Ok(run(i)?))?;
-        if best.as_ref().is_none_or(|b| us < b.0) {
-            best = Some((us, route));
+        match all.iter_mut().find(|(_, c)| c == choice) {
+            Some(known) => known.0 = known.0.min(us),
+            None => all.push((us, *choice)),
         }
     }
-    best.ok_or_else(|| format!("{shape:?}: no candidate").into())
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(all)
 }

@@ -282,6 +282,12 @@ impl CudaBackend {
         (shape, Mode::Launch, PrefillChunks { tiles: prefill_tiles(chunks) })
     }
 
+    /// The shape that a step is launched with, and its prefill chunks.
+    pub(super) fn launched_shape(&self, batch: &StepBatch) -> (StepShape, PrefillChunks) {
+        let (shape, _, chunks) = self.shape(batch);
+        (shape, chunks)
+    }
+
     fn send_metadata(
         &mut self,
         batch: &StepBatch,

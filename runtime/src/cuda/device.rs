@@ -3,6 +3,7 @@
 use super::CudaError;
 use super::clock::Clock;
 use super::error::{OLDEST_CAPABILITY, OLDEST_DRIVER};
+use super::kernels::Decode;
 use super::libraries;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
@@ -106,6 +107,16 @@ impl Device {
     /// Architecture name for NVRTC: the card's own, with the instructions that only it has from Hopper on.
     pub fn arch(&self) -> String {
         arch(self.compute_capability)
+    }
+
+    /// The decode attention's launches for heads of this dimension.
+    pub const fn decode_attention(&self, head_dim: u32) -> Decode {
+        Decode {
+            head_dim,
+            compute_capability: self.compute_capability,
+            multiprocessors: self.multiprocessors,
+            shared_memory_per_block_bytes: self.shared_memory_per_block_bytes,
+        }
     }
 
     /// Makes the context current on the calling thread.

@@ -286,7 +286,9 @@ impl Executor {
         let (max_blocks, decodes) = (self.surfaces.max_blocks as i32, step.shape.decodes as u32);
         let tail = [Arg::Float(*scale), Arg::Float(*softcap), Arg::Int(*window as i32)];
         if decodes > 0 {
-            let splits = kernels::splits(decodes, heads.kv_heads, heads.head_dim, self.surfaces.max_model_len);
+            let decode = &attention.decode_shape;
+            let launch = decode.launch(decodes, heads.heads, heads.kv_heads, self.surfaces.max_model_len);
+            let Some(kernel) = attention.decode.get(&launch.warps) else { return Err(no_kernels(heads)) };
             let mut args = vec![
                 Arg::Pointer(*qkv),
                 Arg::Int(q_stride),
@@ -302,24 +304,9 @@ impl Executor {
                 Arg::Int(heads.kv_heads as i32),
             ];
             args.extend(tail);
-            let geometry = kernels::attn_decode(decodes, heads.heads, heads.kv_heads, splits);
-            let early = kernels::attn_decode_is_early(&geometry, heads.head_dim);
-            let kernel = if early { &attention.decode_early } else { &attention.decode };
-            // SAFETY: passed on from the caller.
+            let geometry = decode.geometry(decodes, heads.heads, heads.kv_heads, launch);
+            // SAFETY: passed on from the caller; `partial` and `statistic` have room for the clusters of every such launch.
             unsafe { kernel.launch(&geometry, &args)? };
-            // A launch of its own: on an H200 the kernel that also adds up took 8 us a layer more at batch 1.
-            if splits > 1 {
-                let args = [
-                    Arg::Pointer(self.surfaces.partial),
-                    Arg::Pointer(self.surfaces.statistic),
-                    Arg::Pointer(step.context_len),
-                    Arg::Pointer(*out),
-                    Arg::Int(splits as i32),
-                    Arg::Int(*window as i32),
-                ];
-                // SAFETY: as above.
-                unsafe { attention.combine.launch(&kernels::attn_combine(decodes, heads.heads), &args)? };
-            }
         }
         if step.prefill.tiles > 0 {
             let caches = match attention.prefill_shape.takes_maps() {
@@ -411,7 +398,7 @@ fn no_kernels(heads: &HeadSizes) -> CudaError {
     CudaError::Unsupported { op: "Attention", what: format!("head_dim {}", heads.head_dim) }
 }
 
-/// Elements of the decode attention's scratch arrays over all batch sizes.
+/// Elements of the decode attention's scratch arrays over all batch sizes: for launches with several clusters to a context.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttentionScratch {
     pub partial: u64,
@@ -419,14 +406,19 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    pub fn new(layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
+    pub fn new(device: &Device, layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
+        let mut kinds = layers.to_vec();
+        kinds.dedup();
         let mut most = Self::default();
-        for heads in layers {
+        for heads in kinds {
+            let decode = device.decode_attention(heads.head_dim);
             for sequences in 1..=max_num_seqs as u32 {
-                let splits = kernels::splits(sequences, heads.kv_heads, heads.head_dim, max_model_len);
-                let rows = u64::from(sequences) * u64::from(heads.heads) * u64::from(splits);
-                most.partial = most.partial.max(rows * u64::from(heads.head_dim));
-                most.statistic = most.statistic.max(rows * 2);
+                let launch = decode.launch(sequences, heads.heads, heads.kv_heads, max_model_len);
+                if launch.shares.clusters > 1 {
+                    let rows = u64::from(sequences) * u64::from(heads.heads) * u64::from(launch.shares.clusters);
+                    most.partial = most.partial.max(rows * u64::from(heads.head_dim));
+                    most.statistic = most.statistic.max(rows * 2);
+                }
             }
         }
         most

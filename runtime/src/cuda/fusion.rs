@@ -16,6 +16,9 @@ pub struct DecodeOps {
 /// Rows up to which the choice of kernels stays the same.
 const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
 
+/// From here on the product of gate and up may be computed together with the gate, whichever way is measured to be faster.
+pub const GATED_ROWS: usize = 32;
+
 impl Plan {
     /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
     pub fn fuse(&mut self, program: &Program, clusters: bool) {
@@ -55,7 +58,8 @@ impl Fusion<'_> {
                 at += 1;
                 continue;
             }
-            let (count, mut op) = self.replacement(at).unwrap_or((1, self.ops[at]));
+            let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS).map(|op| (2, op));
+            let (count, mut op) = self.replacement(at).or_else(gated).unwrap_or((1, self.ops[at]));
             if let Some(from) = gathered.take() {
                 match &mut op {
                     DeviceOp::Norm { x, .. } => *x = from,

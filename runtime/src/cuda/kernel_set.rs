@@ -3,7 +3,7 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
+use super::kernels::{self, Decode, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
 use super::linear::ProductKernels;
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
@@ -35,9 +35,9 @@ pub struct KernelSet {
 #[derive(Debug)]
 pub struct AttentionKernels {
     pub rope: Kernel,
-    pub decode: Kernel,
-    pub decode_early: Kernel,
-    pub combine: Kernel,
+    /// By warps a block: those that the card has shared memory for.
+    pub decode: BTreeMap<u32, Kernel>,
+    pub decode_shape: Decode,
     pub prefill: Kernel,
     pub prefill_shape: Prefill,
 }
@@ -99,13 +99,18 @@ impl KernelSet {
                 let what = format!("prefill of head_dim {head_dim}: {shared_bytes} bytes of shared memory a block");
                 return Err(CudaError::Unsupported { op: "Attention", what });
             }
+            let decode_shape = device.decode_attention(head_dim);
+            let decode_warps = Decode::WARPS.into_iter().filter(|&warps| decode_shape.takes(warps));
+            let decode_kernel = |warps| {
+                let kernel = get("attn_decode", d, Decode::entry(warps), decode_shape.shared_bytes(warps))?;
+                Ok::<_, CudaError>((warps, kernel))
+            };
             by_head_dim.insert(
                 head_dim,
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                    decode: get("attn_decode", d, "attn_decode", 0)?,
-                    decode_early: get("attn_decode", d, "attn_decode_early", 0)?,
-                    combine: get("attn_decode", d, "attn_combine", 0)?,
+                    decode: decode_warps.map(decode_kernel).collect::<Result<_, _>>()?,
+                    decode_shape,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                     prefill_shape: shape,
                 },
@@ -124,10 +129,9 @@ impl KernelSet {
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
             wide: match modules.contains_key(&("wide_linear", None)) {
-                true => WIDE
-                    .iter()
-                    .map(|w| get("wide_linear", None, w.entry, w.shared_bytes()))
-                    .collect::<Result<_, _>>()?,
+                true => {
+                    WIDE.iter().map(|w| get(w.file(), None, w.entry, w.shared_bytes())).collect::<Result<_, _>>()?
+                }
                 false => Vec::new(),
             },
             fused: kernels::FUSED

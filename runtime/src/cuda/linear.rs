@@ -3,7 +3,7 @@
 use super::CudaError;
 use super::device::Device;
 use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape};
-use super::kernels::{self, Products, WIDE, WIDE_ROWS};
+use super::kernels::{self, Products, WIDE};
 use super::module::{Arg, Kernel};
 use super::tensor_map::matrix_map;
 use std::collections::HashMap;
@@ -207,7 +207,7 @@ impl Launcher {
         let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
         let columns = if shape.gated { shape.n / 2 } else { shape.n };
         let args = [
-            Arg::Map(matrix_map(&self.device, operands.x, [m, k], WIDE_ROWS)?),
+            Arg::Map(matrix_map(&self.device, operands.x, [m, k], wide.x_box_rows())?),
             Arg::Map(matrix_map(&self.device, operands.weight, [n, k], wide.box_rows())?),
             Arg::Pointer(operands.bias.unwrap_or(0)),
             Arg::Pointer(operands.residual.unwrap_or(0)),
@@ -216,7 +216,7 @@ impl Launcher {
             Arg::Int(columns as i32),
             Arg::Int(shape.k as i32),
         ];
-        let geometry = wide.geometry(self.device.multiprocessors);
+        let geometry = wide.geometry(shape.m as u32, columns as u32, self.device.multiprocessors);
         // SAFETY: the kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and
         // `[m, n]` residual; it writes `[m, columns]`. The caller vouches for them; it takes this shape (`takes_wide`).
         unsafe { self.kernels.many_rows[index].launch(&geometry, &args) }

@@ -147,9 +147,9 @@ struct SurfaceOffsets {
 }
 
 impl SurfaceOffsets {
-    fn new(sizes: &Sizes, layers: &[HeadSizes], rotary: &[u32]) -> Self {
+    fn new(device: &Device, sizes: &Sizes, layers: &[HeadSizes], rotary: &[u32]) -> Self {
         let mut ranges = Ranges::default();
-        let scratch = AttentionScratch::new(layers, sizes.max_num_seqs, sizes.max_model_len as u32);
+        let scratch = AttentionScratch::new(device, layers, sizes.max_num_seqs, sizes.max_model_len as u32);
         let token_state_stride = sizes.vocab_size.next_multiple_of(2);
         Self {
             metadata: ranges.take(sizes.metadata_words() as u64 * 4),
@@ -270,7 +270,7 @@ impl Layout {
         let arena = ArenaPlan::new(program, rows);
         // At address 0: what cannot run is said before anything is allocated.
         let draft = plan(program, &weights, &arena, Bases { weights: 0, arena: 0 })?;
-        let offsets = SurfaceOffsets::new(&sizes, &draft.layers, &rotary_dims(program, &draft));
+        let offsets = SurfaceOffsets::new(device, &sizes, &draft.layers, &rotary_dims(program, &draft));
         let fixed =
             [("weights", weights.bytes), ("activations", arena.bytes), ("step metadata and tables", offsets.bytes)];
         let budget = budget(device, options, &sizes, &draft, fixed)?;

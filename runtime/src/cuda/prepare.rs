@@ -4,6 +4,7 @@ use super::clock::Clock;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
 use super::executor::operands;
+use super::fusion::GATED_ROWS;
 use super::gemm::{GemmOperands, GemmShape};
 use super::gemm_tuning::{Trial, Tuner};
 use super::kernel_set::{Cubins, KernelSet};
@@ -98,9 +99,11 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
     let large = LARGE_ROWS.into_iter().filter(|&r| r < most).chain([most]).filter(|&r| r > sizes.max_num_seqs);
     let rows = sizes.commonest_buckets().into_iter().map(|b| (b, true)).chain(large.map(|r| (r, false)));
     let of_rows = |(rows, is_decode)| {
-        // Heads have rows only for sequences: never as many as prefill has tokens.
-        // Gates are part of a product only where there are chunks: few of those have few rows.
-        let wanted = move |shape: &GemmShape| if is_decode { !shape.gated } else { !shape.f32_out };
+        // Heads have rows only for sequences: never as many as prefill has tokens. Few chunks have few rows.
+        let wanted = move |shape: &GemmShape| match is_decode {
+            true => !shape.gated || rows > GATED_ROWS / 2,
+            false => !shape.f32_out,
+        };
         products(plan, rows).into_iter().filter(move |(shape, _)| wanted(shape))
     };
     rows.flat_map(of_rows)
@@ -112,7 +115,7 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
 }
 
 /// Files of the kernels that are measured.
-const PRODUCT_FILES: [&str; 3] = ["gemv", "gated_act", "wide_linear"];
+const PRODUCT_FILES: [&str; 4] = ["gemv", "gated_act", "wide_linear", "split_linear"];
 
 /// A number that changes when the kernels that products are measured against do.
 fn kernels_version(compute_capability: (i32, i32)) -> u64 {

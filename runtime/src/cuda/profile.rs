@@ -1,4 +1,4 @@
-//! Where the time of a decode step goes: each kind of op timed by itself and by what the step takes without it.
+//! Where the time of a step goes: each kind of op timed by itself and by what the step takes without it.
 
 use super::CudaError;
 use super::backend::CudaBackend;
@@ -7,6 +7,8 @@ use super::graph::Graph;
 use super::memory::Event;
 use super::metadata::StepShape;
 use super::plan::{DeviceOp, HeadSizes};
+use crate::engine::StepBatch;
+use mserve_planner::model::Rows;
 
 /// One kind of op of a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,16 +34,16 @@ pub struct StepTimes {
 const REPLAYS: usize = 7;
 
 impl CudaBackend {
-    /// Times the ops of the step that was run last, which must have been a decode step of `bucket` sequences with
-    /// contexts of about `context`. What the ops compute is of no use afterwards.
+    /// Times the ops of `batch`, which must be the step that was run last. What the ops compute is of no use afterwards.
     ///
     /// # Errors
     /// The driver's.
-    pub fn op_times(&mut self, bucket: usize, context: usize) -> Result<StepTimes, CudaError> {
-        let shape = StepShape { tokens: bucket, decodes: bucket, sequences: bucket, outputs: bucket };
+    pub fn op_times(&mut self, batch: &StepBatch) -> Result<StepTimes, CudaError> {
+        let (shape, chunks) = self.launched_shape(batch);
+        let keys = keys_read(batch);
         let executor = self.executor_mut();
-        let names: Vec<(String, f64)> = executor.op_names(&shape, context);
-        let step_us = executor.time(&shape, &|_| true)?;
+        let names: Vec<(String, f64)> = executor.op_names(&shape, keys);
+        let step_us = executor.time(&shape, chunks, &|_| true)?;
         let mut ops: Vec<OpTime> = Vec::new();
         for (name, bytes) in &names {
             if let Some(known) = ops.iter_mut().find(|o| o.name == *name) {
@@ -52,8 +54,8 @@ impl CudaBackend {
         }
         for op in &mut ops {
             let count = op.count as f64;
-            op.chained_us = executor.time(&shape, &|at| names[at].0 == op.name)? / count;
-            op.removed_us = (step_us - executor.time(&shape, &|at| names[at].0 != op.name)?) / count;
+            op.chained_us = executor.time(&shape, chunks, &|at| names[at].0 == op.name)? / count;
+            op.removed_us = (step_us - executor.time(&shape, chunks, &|at| names[at].0 != op.name)?) / count;
         }
         Ok(StepTimes { step_us, ops })
     }
@@ -61,18 +63,22 @@ impl CudaBackend {
 
 impl Executor {
     /// Name and least bytes of each op, the choice of tokens last.
-    fn op_names(&self, shape: &StepShape, context: usize) -> Vec<(String, f64)> {
-        let rows = shape.tokens as f64;
-        let mut names: Vec<(String, f64)> = self.ops(shape).iter().map(|op| name(op, rows, context as f64)).collect();
-        names.push(("sample".to_owned(), rows * f64::from(self.surfaces.vocab_size) * 4.0));
+    fn op_names(&self, shape: &StepShape, keys: f64) -> Vec<(String, f64)> {
+        let mut names: Vec<(String, f64)> = self.ops(shape).iter().map(|op| name(op, shape, keys)).collect();
+        names.push(("sample".to_owned(), shape.outputs as f64 * f64::from(self.surfaces.vocab_size) * 4.0));
         names
     }
 
-    fn time(&mut self, shape: &StepShape, keep: &dyn Fn(usize) -> bool) -> Result<f64, CudaError> {
+    fn time(
+        &mut self,
+        shape: &StepShape,
+        chunks: PrefillChunks,
+        keep: &dyn Fn(usize) -> bool,
+    ) -> Result<f64, CudaError> {
         let device = self.device.clone();
         let graph = Graph::capture(&device, || {
             // SAFETY: as for the step that ran last with this metadata.
-            unsafe { self.run_where(shape, PrefillChunks::default(), keep) }
+            unsafe { self.run_where(shape, chunks, keep) }
         })?;
         let (begin, end) = (Event::new(&device, true)?, Event::new(&device, true)?);
         let mut times = Vec::with_capacity(REPLAYS);
@@ -89,16 +95,24 @@ impl Executor {
     }
 }
 
-fn name(op: &DeviceOp, rows: f64, context: f64) -> (String, f64) {
-    let width_bytes = |width: u32, passes: f64| rows * f64::from(width) * 2.0 * passes;
+/// Keys and values that each attention must read at least: of every sequence once.
+fn keys_read(batch: &StepBatch) -> f64 {
+    batch.sequences.iter().map(|s| s.context_len as f64).sum()
+}
+
+fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
+    let rows_of = |rows: Rows| if rows == Rows::Tokens { shape.tokens } else { shape.outputs } as f64;
+    let bytes_of = |rows: f64, width: u32, passes: f64| rows * f64::from(width) * 2.0 * passes;
+    let width_bytes = |width: u32, passes: f64| bytes_of(shape.tokens as f64, width, passes);
     let all_heads = |h: &HeadSizes| (h.heads + 2 * h.kv_heads) * h.head_dim;
     match op {
         DeviceOp::Embed { width, .. } => ("embed".to_owned(), width_bytes(*width, 2.0)),
-        DeviceOp::Norm { width, .. } => ("norm".to_owned(), width_bytes(*width, 2.0)),
+        DeviceOp::Norm { width, rows, .. } => ("norm".to_owned(), bytes_of(rows_of(*rows), *width, 2.0)),
         DeviceOp::Linear(l) => {
+            let rows = rows_of(l.rows);
             let out = if l.f32_out { 2 * l.n } else { l.n };
-            let bytes = f64::from(l.n) * f64::from(l.k) * 2.0 + width_bytes(out, 1.0) + width_bytes(l.k, 1.0);
-            (format!("linear {}x{}", l.n, l.k), bytes)
+            let bytes = f64::from(l.n) * f64::from(l.k) * 2.0 + bytes_of(rows, out, 1.0) + bytes_of(rows, l.k, 1.0);
+            (format!("linear {}x{}{}", l.n, l.k, if l.gate_up.is_some() { " gated" } else { "" }), bytes)
         }
         DeviceOp::Fused(f) => {
             let (l, n) = (&f.linear, f.linear.n);
@@ -109,7 +123,7 @@ fn name(op: &DeviceOp, rows: f64, context: f64) -> (String, f64) {
         }
         DeviceOp::RopeKvWrite { heads, .. } => ("rope".to_owned(), width_bytes(all_heads(heads), 2.0)),
         DeviceOp::Attention { heads, .. } => {
-            let kv = rows * context * f64::from(heads.kv_heads * heads.head_dim) * 4.0;
+            let kv = keys * f64::from(heads.kv_heads * heads.head_dim) * 4.0;
             ("attention".to_owned(), kv + width_bytes(heads.heads * heads.head_dim, 2.0))
         }
         DeviceOp::GatedAct { width, .. } => ("gated act".to_owned(), width_bytes(*width, 3.0)),

@@ -4,16 +4,15 @@
 #include "wgmma_emulated.hpp"
 #define HEAD_DIM 64
 namespace wg64 {
-#include "attn_decode_ring.cu"
 #include "attn_prefill_wgmma.cu"
 }  // namespace wg64
 #undef HEAD_DIM
 #define HEAD_DIM 128
 namespace wg128 {
-#include "attn_decode_ring.cu"
 #include "attn_prefill_wgmma.cu"
 }  // namespace wg128
 #undef HEAD_DIM
+#define STAGES 2
 #define KEY_TILE 32
 #define HEAD_DIM 16
 namespace at16 {
@@ -28,6 +27,8 @@ namespace at32 {
 }  // namespace at32
 #undef HEAD_DIM
 #undef KEY_TILE
+#undef STAGES
+#define STAGES 3
 #define HEAD_DIM 64
 #define KEY_TILE 64
 namespace at64 {
@@ -58,6 +59,7 @@ namespace at128 {
 }  // namespace at128
 #undef HEAD_DIM
 #undef KEY_TILE
+#undef STAGES
 
 struct Seen { int window; float softcap; };  // which keys, and the cap of their scores
 
@@ -132,26 +134,19 @@ struct Decode {
   }
 };
 
-template <class D, class C> void test_decode(D decode, C combine, int hd, int kv, int group, int splits, Seen mask) {
-  Decode d(hd, kv, group, mask, {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)});
-  Buffer<float> partial(d.n * d.heads * splits * hd);
-  Buffer<float2> statistic(d.n * d.heads * splits);
-  emu::launch({splits, kv * ((group + 7) / 8), d.n}, 128, 0, [&] { d.call(decode, partial.data(), statistic.data()); });
-  if (splits > 1)
-    emu::launch({d.heads, d.n}, 128, 0, [&] { combine(partial.data(), statistic.data(), d.context.data(), d.out.data(), splits, mask.window); });
-  d.check(" splits " + std::to_string(splits));
-}
-
 // `blocks` of a cluster, and how many clusters. Twice: the second launch finds what the first left.
-template <class D> void test_ring(D decode, Decode&& d, int warps, size_t shared, int blocks, int clusters) {
+template <class D> void test_decode(D decode, Decode&& d, int warps, size_t shared, int blocks, int clusters) {
   Buffer<float> partial(d.n * d.heads * clusters * d.hd);
   Buffer<float2> statistic(d.n * d.heads * clusters);
   for (int turn = 0; turn < 2; turn++) {
     std::memset(d.out.data(), 0xff, d.out.size() * 2);
     emu::launch({clusters * d.kv * ((d.group + 7) / 8), blocks, d.n}, warps * 32, shared, [&] { d.call(decode, partial.data(), statistic.data()); }, blocks);
-    d.check(" ring of " + std::to_string(warps) + " warps, cluster of " + std::to_string(blocks));
+    d.check(" of " + std::to_string(warps) + " warps, " + std::to_string(clusters) + " clusters of " + std::to_string(blocks));
   }
 }
+// The entry of so many warps in a head dimension's namespace.
+#define TEST_DECODE(AT, WARPS, BLOCKS, CLUSTERS, ...) \
+  test_decode(AT::attn_decode_w##WARPS, __VA_ARGS__, WARPS, AT::Ring<WARPS>::BYTES, BLOCKS, CLUSTERS)
 
 // What a kernel takes for the caches: them or their maps.
 template <class F> struct Second;
@@ -198,38 +193,26 @@ void test_prefill(F kernel, int hd, int key_tile, std::vector<int> chunks, std::
 }
 
 inline void test_attention() {
-  test_decode(at16::attn_decode, at16::attn_combine, 16, 2, 2, 2, {0, 0});
-  test_decode(at16::attn_decode_early, at16::attn_combine, 16, 2, 2, 2, {0, 0});
-  test_decode(at32::attn_decode, at32::attn_combine, 32, 2, 2, 3, {0, 0});
-  test_decode(at32::attn_decode_early, at32::attn_combine, 32, 2, 2, 3, {0, 0});
+  const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(16, 90), integer_between(300, 420)};
+  TEST_DECODE(at16, 4, 1, 1, Decode{16, 2, 2, {0, 0}, lengths});
+  TEST_DECODE(at16, 8, 8, 1, Decode{16, 2, 2, {0, 5}, lengths});
+  TEST_DECODE(at32, 4, 2, 2, Decode{32, 2, 2, {0, 0}, lengths});
+  TEST_DECODE(at32, 8, 1, 3, Decode{32, 1, 16, {70, 0}, lengths});
+  TEST_DECODE(at64, 4, 1, 1, Decode{64, 2, 7, {0, 0}, lengths});
+  TEST_DECODE(at64, 4, 4, 1, Decode{64, 1, 1, {40, 0}, lengths});
+  TEST_DECODE(at64, 8, 8, 1, Decode{64, 2, 8, {0, 5}, lengths});
+  TEST_DECODE(at64, 8, 2, 2, Decode{64, 1, 7, {0, 0}, {2100, 33, 0}});
+  TEST_DECODE(at64, 4, 1, 12, Decode{64, 1, 16, {0, 0}, {2900, 16}});  // more splits than are read at a time
+  TEST_DECODE(at80, 4, 1, 3, Decode{80, 2, 1, {0, 0}, lengths});
+  TEST_DECODE(at80, 8, 4, 1, Decode{80, 1, 5, {50, 0}, lengths});
+  TEST_DECODE(at96, 4, 1, 1, Decode{96, 1, 8, {70, 0}, lengths});
+  TEST_DECODE(at96, 8, 8, 1, Decode{96, 1, 4, {0, 0}, lengths});
+  TEST_DECODE(at128, 4, 1, 1, Decode{128, 2, 4, {0, 0}, lengths});
+  TEST_DECODE(at128, 4, 2, 1, Decode{128, 1, 12, {33, 0}, lengths});
+  TEST_DECODE(at128, 4, 1, 3, Decode{128, 1, 4, {0, 0}, {1500, 513, 512, 1}});
+  TEST_DECODE(at128, 8, 4, 3, Decode{128, 1, 8, {700, 5}, {1300, 4200}});
   test_prefill(at16::attn_prefill, 16, 32, {50}, {3}, {0, 0});
   test_prefill(at32::attn_prefill, 32, 32, {133}, {40}, {30, 0});
-  test_decode(at64::attn_decode, at64::attn_combine, 64, 2, 7, 5, {0, 0});
-  test_decode(at64::attn_decode_early, at64::attn_combine, 64, 2, 7, 5, {0, 0});
-  test_decode(at80::attn_decode, at80::attn_combine, 80, 2, 1, 3, {0, 0});
-  test_decode(at80::attn_decode_early, at80::attn_combine, 80, 2, 1, 3, {0, 0});
-  test_decode(at96::attn_decode, at96::attn_combine, 96, 1, 8, 2, {70, 0});
-  test_decode(at96::attn_decode_early, at96::attn_combine, 96, 1, 8, 2, {70, 0});
-  test_decode(at128::attn_decode, at128::attn_combine, 128, 2, 4, 1, {0, 0});
-  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 2, 4, 1, {0, 0});
-  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 12, 6, {0, 5});
-  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 12, 6, {0, 5});
-  test_decode(at128::attn_decode, at128::attn_combine, 128, 1, 4, 4, {33, 0});
-  test_decode(at128::attn_decode_early, at128::attn_combine, 128, 1, 4, 4, {33, 0});
-  const std::vector<int> lengths = {integer_between(1, 15), 0, integer_between(300, 420), 64};
-  test_ring(wg64::attn_decode_w4s2, {64, 2, 7, {0, 0}, lengths}, 4, wg64::Ring<4, 2, wg64::APART>::BYTES, 1, 1);
-  test_ring(wg64::attn_decode_w4s3, {64, 1, 1, {40, 0}, lengths}, 4, wg64::Ring<4, 3, wg64::APART>::BYTES, 4, 1);
-  test_ring(wg64::attn_decode_w4s4, {64, 2, 8, {0, 5}, lengths}, 4, wg64::Ring<4, 4, wg64::APART>::BYTES, 8, 1);
-  test_ring(wg64::attn_decode_w8s2, {64, 1, 7, {0, 0}, {2100, 33, 0}}, 8, wg64::Ring<8, 2, wg64::APART>::BYTES, 2, 2);
-  test_ring(wg64::attn_decode_w16s3, {64, 1, 16, {0, 0}, {900, 16}}, 16, wg64::Ring<16, 3, wg64::APART>::BYTES, 1, 1);
-  test_ring(wg64::attn_decode_w4s3u, {64, 1, 5, {0, 0}, lengths}, 4, wg64::Ring<4, 3, wg64::TOGETHER>::BYTES, 2, 1);
-  test_ring(wg64::attn_decode_w4s2a, {64, 1, 5, {0, 0}, lengths}, 4, wg64::Ring<4, 2, wg64::BY_LANES>::BYTES, 2, 1);
-  test_ring(wg128::attn_decode_w4s3a, {128, 1, 5, {90, 0}, lengths}, 4, wg128::Ring<4, 3, wg128::BY_LANES>::BYTES, 1, 1);
-  test_ring(wg128::attn_decode_w4s3u, {128, 1, 5, {0, 0}, lengths}, 4, wg128::Ring<4, 3, wg128::TOGETHER>::BYTES, 1, 1);
-  test_ring(wg128::attn_decode_w4s2, {128, 2, 4, {0, 0}, lengths}, 4, wg128::Ring<4, 2, wg128::APART>::BYTES, 1, 1);
-  test_ring(wg128::attn_decode_w4s2, {128, 1, 12, {33, 0}, lengths}, 4, wg128::Ring<4, 2, wg128::APART>::BYTES, 2, 1);
-  test_ring(wg128::attn_decode_w4s3, {128, 1, 4, {0, 0}, {1500, 513, 512, 1}}, 4, wg128::Ring<4, 3, wg128::APART>::BYTES, 1, 3);
-  test_ring(wg128::attn_decode_w8s3, {128, 1, 8, {700, 5}, {1300, 2100}}, 8, wg128::Ring<8, 3, wg128::APART>::BYTES, 4, 2);
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {130, 3}, {5, 170}, {0, 0}, 2);
   test_prefill(wg64::attn_prefill_wgmma, 64, 128, {300}, {0}, {0, 0}, 9);
   test_prefill(wg128::attn_prefill_wgmma, 128, 128, {1, 140}, {0, 300}, {0, 0}, 3);

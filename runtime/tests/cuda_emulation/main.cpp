@@ -1,4 +1,4 @@
-// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|fused|sample]
+// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|fused|sample|wide]
 
 
 #include "check.hpp"
@@ -8,6 +8,7 @@
 #include "gemv_test.hpp"
 #include "rows_test.hpp"
 #include "sample_test.hpp"
+#include "wide_linear_test.hpp"
 
 int main(int argc, char** argv) {
   const std::string only = argc > 1 ? argv[1] : "";
@@ -19,5 +20,6 @@ int main(int argc, char** argv) {
   part("gemv", test_gemv);
   part("fused", test_fused_linear);
   part("sample", test_sample);
+  part("wide", test_wide_linear);
   return failures ? 1 : 0;
 }

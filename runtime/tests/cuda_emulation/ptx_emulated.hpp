@@ -34,7 +34,6 @@ template <class T> T load_as(const void* p) {
 }
 inline u32x4 load_stream(const void* p) { return load_as<u32x4>(p); }
 inline u32x2 load_stream8(const void* p) { return load_as<u32x2>(p); }
-inline u32 load_stream4(const void* p) { return load_as<u32>(p); }
 inline u32x4 load_weights(const void* p) { return load_as<u32x4>(p); }
 inline u32 mul_bf16x2(u32 a, u32 b) {
   return pack_bf16(bf16_value(a & 0xffff) * bf16_value(b & 0xffff), bf16_value(a >> 16) * bf16_value(b >> 16));
@@ -89,6 +88,8 @@ inline void ldmatrix_x4_trans(u32 (&r)[4], smem_t at) { ldmatrix(r, at, true); }
 inline void store_shared4(smem_t at, u32 v) { check_shared(at, 4); std::memcpy((void*)at, &v, 4); }
 inline void store_shared16(smem_t at, const u32x4& v) { check_shared(at, 16); std::memcpy((void*)at, &v, 16); }
 inline u32x4 load_shared16(smem_t at) { check_shared(at, 16); return load_as<u32x4>((const void*)at); }
+inline u32x2 load_shared8(smem_t at) { check_shared(at, 8); return load_as<u32x2>((const void*)at); }
+inline u32 load_shared4(smem_t at) { check_shared(at, 4); return load_as<u32>((const void*)at); }
 
 inline void copy_async_16(smem_t to, const void* from, bool valid) {
   check_shared(to, 16);

@@ -28,26 +28,39 @@ inline void barrier_arrive_expect(smem_t at, u32 bytes) {
   shared_barrier(at).bytes += int(bytes);
   barrier_arrive(at);
 }
-struct TensorMap { const bf16* base; int width; };
+inline void publish_barriers() {}
+// The same place in block `rank` of the cluster.
+inline smem_t in_block(smem_t at, int rank) { return at + (rank - cluster_rank()) * emu::shared_of_block; }
+inline void barrier_arrive_in(smem_t at, int rank) { barrier_arrive(in_block(at, rank)); }
+struct TensorMap { const bf16* base; int width, rows = 1 << 30, box_rows = 16; };
 inline void acquire_map(const TensorMap*) {}
 inline void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
   if (to % 1024) emu::fail("a box of 8 rows begins at 1,024 bytes");
-  check_shared(to, 16), check_shared(to + 2032, 16);
+  check_shared(to, 16), check_shared(to + map->box_rows * 128 - 16, 16);
+  const TensorMap m = *map;
   emu::landings.push_back([=] {
-    for (int r = 0; r < 16; r++)
-      for (int c = 0; c < 8; c++) std::memcpy((void*)(to + r * 128 + (c ^ (r & 7)) * 16), map->base + size_t(row + r) * map->width + column + c * 8, 16);
-    shared_barrier(barrier).bytes -= 2048;
+    for (int r = 0; r < m.box_rows; r++)
+      for (int c = 0; c < 8; c++) {
+        void* at = (void*)(to + r * 128 + (c ^ (r & 7)) * 16);
+        if (row + r < m.rows && column + c * 8 < m.width) std::memcpy(at, m.base + size_t(row + r) * m.width + column + c * 8, 16);
+        else std::memset(at, 0, 16);
+      }
+    shared_barrier(barrier).bytes -= m.box_rows * 128;
     barrier_settle(shared_barrier(barrier));
   });
 }
-inline void copy_bulk(smem_t to, const void* from, u32 bytes, smem_t barrier) {
-  if (uintptr_t(from) % 16 || bytes % 16) emu::fail("misaligned bulk copy");
-  check_shared(to, 16), check_shared(to + bytes - 16, 16);
-  emu::landings.push_back([=] {
-    std::memcpy((void*)to, from, bytes);
-    shared_barrier(barrier).bytes -= int(bytes);
-    barrier_settle(shared_barrier(barrier));
-  });
+inline void copy_box_to_all(smem_t to, const TensorMap* map, int column, int row, smem_t barrier, u32 blocks) {
+  for (int rank = 0; rank < emu::cluster; rank++)
+    if (blocks >> rank & 1) copy_box(in_block(to, rank), map, column, row, in_block(barrier, rank));
+}
+// As ldmatrix_x4 the other way: lane i has the address of row i % 8 of matrix i / 8.
+inline void stmatrix_x4(smem_t at, const u32 (&r)[4]) {
+  check_shared(at, 16);
+  u32 mine[6] = {r[0], r[1], r[2], r[3], u32(at), u32(uint64_t(at) >> 32)};
+  auto* table = emu::show(mine, 6);
+  const int lane = emu::lane(), matrix = lane >> 3, row = lane & 7;
+  for (int c = 0; c < 4; c++) std::memcpy((void*)(at + c * 4), &table[row * 4 + c][matrix], 4);
+  __syncwarp();
 }
 // The copies land, and the barrier hears of it, at some later time.
 inline void barrier_arrive_after_copies(smem_t at) {

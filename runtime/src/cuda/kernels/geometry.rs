@@ -6,12 +6,6 @@ use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
 
 /// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
 pub const NORM_WIDTH_MAX: u32 = 32_768;
-/// Blocks of the decode attention that 132 multiprocessors hold at a time, by their registers: up to this head_dim.
-const DECODE_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 396)];
-/// The same for `attn_decode_early`.
-const EARLY_BLOCKS_RESIDENT: [(u32, u32); 4] = [(64, 528), (80, 528), (96, 396), (128, 264)];
-/// More splits than this only make the combination longer.
-const SPLITS_MAX: u32 = 48;
 /// Blocks of `sample_scan`.
 pub const SCAN_BLOCKS: u32 = 1024;
 const WARP: u32 = 32;
@@ -57,42 +51,6 @@ pub fn rope(tokens: u32, heads: u32, kv_heads: u32) -> Geometry {
 pub fn gated_act(rows: u32, width: u32) -> Geometry {
     let threads = row_threads(width, 32, 256);
     plain([width.div_ceil(8).div_ceil(threads), rows, 1], threads)
-}
-
-/// Splits of the context in decode for a graph of `sequences`: enough blocks to fill the card. A sequence uses at most
-/// one for each 128 tokens, whatever this says. Scratch: `sequences * heads * splits` rows of `head_dim` and 2 f32.
-pub fn splits(sequences: u32, kv_heads: u32, head_dim: u32, max_model_len: u32) -> u32 {
-    let most = max_model_len.div_ceil(128).clamp(1, SPLITS_MAX);
-    let pairs = (sequences * kv_heads).max(1);
-    let (resident, early) =
-        (of_head_dim(&DECODE_BLOCKS_RESIDENT, head_dim), of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim));
-    // A few sequences are bound by latency: better all of their blocks early.
-    let resident = if pairs * 4 <= early { early } else { resident };
-    // Just over one round of blocks is the worst: the second runs nearly empty. Halves even that out; from 1.4 rounds on
-    // they cost more than they bring (measured).
-    let wanted = match pairs * 10 / resident {
-        11..=13 => 2,
-        _ => resident / pairs,
-    };
-    wanted.clamp(1, most)
-}
-
-pub fn attn_decode(sequences: u32, heads: u32, kv_heads: u32, splits: u32) -> Geometry {
-    plain([splits, kv_heads * (heads / kv_heads).div_ceil(8), sequences], 128)
-}
-
-/// Whether `attn_decode_early` is for this launch: its registers leave room for all blocks at a time.
-pub fn attn_decode_is_early(geometry: &Geometry, head_dim: u32) -> bool {
-    geometry.grid.iter().product::<u32>() <= of_head_dim(&EARLY_BLOCKS_RESIDENT, head_dim)
-}
-
-fn of_head_dim(table: &[(u32, u32)], head_dim: u32) -> u32 {
-    table.iter().find(|(most, _)| head_dim <= *most).or(table.last()).map_or(1, |(_, blocks)| *blocks)
-}
-
-/// Needed when `splits` is more than one.
-pub fn attn_combine(sequences: u32, heads: u32) -> Geometry {
-    plain([heads, sequences, 1], 128)
 }
 
 /// Blocks along the rows of a step's prefill chunks.
@@ -234,27 +192,6 @@ mod tests {
         }
         assert_eq!(rms_norm(1, 4096).map(|g| g.block), Some(512));
         assert_eq!(rms_norm(1, NORM_WIDTH_MAX + 8), None);
-    }
-
-    #[test]
-    fn decode_fills_the_card_and_no_more() {
-        assert_eq!(splits(1, 8, 128, 131_072), 33);
-        assert_eq!(splits(1, 8, 128, 512), 4);
-        assert_eq!(splits(8, 8, 128, 131_072), 4);
-        assert_eq!(splits(32, 8, 128, 131_072), 1);
-        assert_eq!(splits(512, 2, 64, 131_072), 1);
-        assert_eq!(splits(64, 8, 128, 131_072), 2);
-        assert_eq!(splits(256, 8, 128, 131_072), 1);
-        assert_eq!(splits(64, 2, 64, 131_072), 4);
-        assert!(
-            [1, 8, 32, 64, 128, 256]
-                .iter()
-                .all(|&s| attn_decode_is_early(&attn_decode(s, 14, 2, splits(s, 2, 64, 8192)), 64))
-        );
-        assert_eq!(splits(1, 2, 64, 1), 1);
-        assert_eq!(attn_decode(3, 32, 2, 5).grid, [5, 4, 3]);
-        assert!(attn_decode_is_early(&attn_decode(1, 14, 2, 48), 64));
-        assert!(!attn_decode_is_early(&attn_decode(64, 32, 8, 2), 128));
     }
 
     #[test]

@@ -6,21 +6,21 @@
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
-mod decode_ring;
+mod decode;
 mod fused;
 mod geometry;
 mod sample_row;
 mod wide;
 
 pub use super::module::Geometry;
-pub use decode_ring::{DECODE_RINGS, DecodeRing, Shares};
+pub use decode::{Decode, DecodeLaunch, Shares};
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
-    Prefill, Products, SCAN_BLOCKS, attn_combine, attn_decode, attn_decode_is_early, embed, gated_act, gather,
-    prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
+    Prefill, Products, SCAN_BLOCKS, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope, sample,
+    sample_parts, sample_scan, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
-pub use wide::{WIDE, WIDE_ROWS, Wide};
+pub use wide::{WIDE, Wide};
 
 use super::compile::KernelSource;
 
@@ -74,30 +74,7 @@ pub const FILES: [KernelFile; 15] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
-    file!("attn_decode", Variants::HeadDims, ["attn_decode", "attn_decode_early", "attn_combine"]),
-    file!(
-        "attn_decode_ring",
-        Variants::HopperHeadDims(&[64, 128]),
-        [
-            "attn_decode_w4s2",
-            "attn_decode_w4s3",
-            "attn_decode_w4s4",
-            "attn_decode_w8s2",
-            "attn_decode_w8s3",
-            "attn_decode_w8s6",
-            "attn_decode_w16s3",
-            "attn_decode_w4s3u",
-            "attn_decode_w8s2u",
-            "attn_decode_w8s3u",
-            "attn_decode_w16s3u",
-            "attn_decode_w4s2a",
-            "attn_decode_w4s3a",
-            "attn_decode_w4s4a",
-            "attn_decode_w8s2a",
-            "attn_decode_w8s3a",
-            "attn_decode_w16s3a",
-        ]
-    ),
+    file!("attn_decode", Variants::HeadDims, ["attn_decode_w4", "attn_decode_w8"]),
     file!("attn_prefill", Variants::HeadDims, ["attn_prefill"]),
     file!("attn_prefill_wgmma", Variants::HopperHeadDims(&[64, 128]), ["attn_prefill_wgmma"]),
     file!("gated_act", Variants::Once, ["silu_mul", "gelu_mul", "gelu_tanh_mul"]),
@@ -142,7 +119,31 @@ pub const FILES: [KernelFile; 15] = [
         Variants::Once,
         ["tile_m32_plain_c8", "tile_m32_gated_c2", "tile_m32_rotated_c8", "tile_m64_plain_c8", "tile_m64_rotated_c8",]
     ),
-    file!("wide_linear", Variants::Hopper, ["wide_gated_n256", "wide_plain_n256", "wide_plain_n192"]),
+    file!(
+        "wide_linear",
+        Variants::Hopper,
+        ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
+    ),
+    file!(
+        "split_linear",
+        Variants::Hopper,
+        [
+            "split_gated_m128_n256_columns_s1",
+            "split_gated_m128_n128_columns_s1",
+            "split_gated_m64_n256_s1",
+            "split_gated_m64_n64_s1",
+            "split_plain_m128_n256_rows_s4",
+            "split_plain_m128_n192_rows_s2",
+            "split_plain_m128_n256_rows_s2",
+            "split_plain_m128_n128_rows_s2",
+            "split_plain_m128_n192_columns_s4",
+            "split_plain_m128_n128_s4",
+            "split_plain_m64_n256_s8",
+            "split_plain_m64_n192_s4",
+            "split_plain_m64_n64_s8",
+            "split_plain_m64_n64_s4",
+        ]
+    ),
     file!("sample", Variants::Once, ["sample_scan", "sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
@@ -176,8 +177,10 @@ impl KernelFile {
         };
         let text = format!("{PTX}\n{PRELUDE}\n{shared}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
         let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
-        if self.name == "attn_prefill" {
-            options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability)));
+        match self.name {
+            "attn_prefill" => options.push(format!("-DKEY_TILE={}", prefill_key_tile(compute_capability))),
+            "attn_decode" => options.push(format!("-DSTAGES={}", decode_stages(compute_capability))),
+            _ => {}
         }
         KernelSource { name, text, options }
     }
@@ -194,7 +197,17 @@ pub fn sources(head_dims: &[u32], compute_capability: (i32, i32)) -> Vec<KernelS
 
 /// Keys that the prefill attention takes at a time: what two blocks on a multiprocessor leave room for.
 pub const fn prefill_key_tile(compute_capability: (i32, i32)) -> u32 {
-    if compute_capability.0 >= 9 && compute_capability.0 < 12 { 64 } else { 32 }
+    if has_227_kib(compute_capability) { 64 } else { 32 }
+}
+
+/// Tiles that each warp of the decode attention has under way.
+pub const fn decode_stages(compute_capability: (i32, i32)) -> u32 {
+    if has_227_kib(compute_capability) { 3 } else { 2 }
+}
+
+/// Of shared memory for a block: Hopper and the large Blackwells.
+const fn has_227_kib(compute_capability: (i32, i32)) -> bool {
+    compute_capability.0 >= 9 && compute_capability.0 < 12
 }
 
 #[cfg(test)]
@@ -208,7 +221,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "SPLIT("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;
@@ -223,12 +236,13 @@ mod tests {
     #[test]
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
-        assert_eq!(all.len(), FILES.len() + 5);
+        assert_eq!(all.len(), FILES.len() + 4);
         assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len());
-        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 2);
+        assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);
         assert!(!prefill.text.contains("#include"));
         assert_eq!(file("attn_prefill").unwrap().source(Some(64), (8, 9)).options[1], "-DKEY_TILE=32");
+        assert_eq!(file("attn_decode").unwrap().source(Some(64), (9, 0)).options[1], "-DSTAGES=3");
     }
 }

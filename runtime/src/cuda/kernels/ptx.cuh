@@ -26,7 +26,7 @@ DEVICE u32 pack_bf16(float low, float high) {
   return r;
 }
 
-// 16, 8 or 4 bytes that are read once: they do not displace what L1 holds. Coherent (no .nc): under programmatic
+// 16 or 8 bytes that are read once: they do not displace what L1 holds. Coherent (no .nc): under programmatic
 // dependent launch the kernel before may still be writing when this one starts.
 DEVICE u32x4 load_stream(const void* p) {
   u32x4 v;
@@ -37,11 +37,6 @@ DEVICE u32x4 load_stream(const void* p) {
 DEVICE u32x2 load_stream8(const void* p) {
   u32x2 v;
   asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p));
-  return v;
-}
-DEVICE u32 load_stream4(const void* p) {
-  u32 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
 // 16 bytes of weights: never written while kernels run, so the read-only path and any time are right.
@@ -95,6 +90,16 @@ DEVICE u32x4 load_shared16(smem_t at) {
   u32x4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.r[0]), "=r"(v.r[1]), "=r"(v.r[2]), "=r"(v.r[3]) : "r"(at) : "memory");
+  return v;
+}
+DEVICE u32x2 load_shared8(smem_t at) {
+  u32x2 v;
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "r"(at) : "memory");
+  return v;
+}
+DEVICE u32 load_shared4(smem_t at) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
   return v;
 }
 

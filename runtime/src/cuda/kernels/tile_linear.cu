@@ -190,3 +190,9 @@ FUSED(tile_m32_gated_c2, 256 COMMA 2, tile<32 COMMA 2 COMMA GATED>)
 FUSED(tile_m32_rotated_c8, 256 COMMA 2, tile<32 COMMA 8 COMMA ROTATED>)
 FUSED(tile_m64_plain_c8, 256 COMMA 2, tile<64 COMMA 8 COMMA PLAIN>)
 FUSED(tile_m64_rotated_c8, 256 COMMA 2, tile<64 COMMA 8 COMMA ROTATED>)
+
+#undef STAGES
+#undef STRIDE
+#undef TILE_K
+#undef TILE_N
+#undef TILE_THREADS

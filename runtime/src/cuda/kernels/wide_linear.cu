@@ -1,6 +1,6 @@
 // y = x W^T for many rows, on Hopper: tensor cores fed by the copy engine.
 //
-//   wide_gated_n256          y = silu(x G^T) * (x U^T)     w rows: n of G, then n of U
+//   wide_gated_n256, _n224   y = silu(x G^T) * (x U^T)     w rows: n of G, then n of U
 //   wide_plain_n256, _n192   y = x W^T (+ bias) (+ residual)
 //
 // x [rows, k], w [n or 2 n, k], bias [n], residual and y [rows, n], all bf16; sums in f32, rounded once. n and k multiples
@@ -10,7 +10,8 @@
 // Grid: y = blocks, as many as multiprocessors, in clusters of two; 384 threads. A block computes tiles of 128 rows by
 // COLUMNS rows of w (half of them of G, half of U: a thread has gate and up of an element), one after the other. Its first
 // warp brings 64 of k at a time into a ring; two warpgroups, 64 rows each, multiply. The two blocks of a cluster have the
-// same columns: each brings half of w's rows for both. A warpgroup that runs ahead of the other hides its last steps.
+// same columns: each brings half of w's rows for both. The second warpgroup begins LAG steps after the first, and so the
+// end of a tile of one runs beside products of the other.
 // Expected: 64 of k take 1,024 cycles, which is what the tensor cores need, and a tile's end 2,600: at 8,192 rows, as the
 // card's power allows, 700 TFLOP/s over 28,672 x 4,096 with the gate, and 650 over 9,728 x 896: cuBLASLt's without it.
 
@@ -21,19 +22,14 @@
 #ifndef GROUP
 #define GROUP 8  // pairs of row tiles that take a column together: few rows and few weights are under way at once
 #endif
+#ifndef LAG
+#define LAG 2  // fewer than STAGES
+#endif
 #define THREADS 384
 #define X_BYTES (BLOCK_ROWS * DEPTH * 2)
 #define WARP_OUT_BYTES 4096
 
 enum After { PLAIN, GATED };
-
-// silu of both gates, times the ups, packed: x / (1 + e^-x) with one reciprocal for two. Bounded, so that the product of
-// the divisors is finite; where the bound matters silu is below 1e-16.
-DEVICE u32 gate_pair(const float* gate, const float* up) {
-  const float a = 1.f + exp2_fast(fminf(-gate[0] * LOG2E, 60.f)), b = 1.f + exp2_fast(fminf(-gate[1] * LOG2E, 60.f));
-  const float share = __fdividef(1.f, a * b);
-  return pack_bf16(gate[0] * up[0] * (b * share), gate[1] * up[1] * (a * share));
-}
 
 struct Product {
   const bf16 *bias, *residual;
@@ -46,11 +42,12 @@ template <After AFTER, int COLUMNS> struct Work {
   static constexpr int WIDTH = AFTER == GATED ? COLUMNS / 2 : COLUMNS;  // of y
   static constexpr u32 W_BYTES = COLUMNS * DEPTH * 2, STAGE_BYTES = X_BYTES + W_BYTES;
   int row_tiles, column_tiles, rank;
-  smem_t ring, outs, full, empty;
+  smem_t ring, outs, full, empty, begun;
 
   DEVICE Work(smem_t at, const Product& p) : ring(at) {
     row_tiles = ceil_div(p.rows, BLOCK_ROWS * CLUSTER), column_tiles = ceil_div(p.n, WIDTH), rank = cluster_rank();
     outs = ring + STAGES * STAGE_BYTES, full = outs + 8 * WARP_OUT_BYTES, empty = full + STAGES * 8;
+    begun = empty + STAGES * 8;
   }
   DEVICE int tiles() const { return row_tiles * column_tiles; }
   // First row and first column of this block's part of a tile.
@@ -84,7 +81,7 @@ DEVICE void produce(const Work<AFTER, COLUMNS>& work, const TensorMap* x_map, co
       barrier_wait(work.empty + place.stage * 8, place.parity);
       barrier_arrive_expect(full, work.STAGE_BYTES);
       copy_box(x, x_map, k, row, full);
-      copy_box_to_both(w, w_map, k, w_row, full);
+      copy_box_to_all(w, w_map, k, w_row, full, 3);
     }
   }
 }
@@ -162,16 +159,23 @@ template <After AFTER, int COLUMNS> DEVICE void consume(const Work<AFTER, COLUMN
   const smem_t own = work.outs + warp * WARP_OUT_BYTES;
   Place place = {0, 0};
   float d[COLUMNS / 8][4];
+  int ahead = LAG;  // steps that the first warpgroup still takes alone
   for (int tile = blockIdx.y / CLUSTER; tile < work.tiles(); tile += gridDim.y / CLUSTER) {
     smem_t before = 0;
+    if (ahead > 0 && warp >= 4) barrier_wait(work.begun, 0), ahead = 0;
     for (int k = 0; k < p.k; k += DEPTH, place.next()) {
-      const tile_t x = x_tile + place.stage * (work.STAGE_BYTES >> 4), w = w_tile + place.stage * (work.STAGE_BYTES >> 4);
+      const u32 stage = place.stage * work.STAGE_BYTES;
+      const tile_t x = moved_tile(x_tile, stage), w = moved_tile(w_tile, stage);
       barrier_wait(work.full + place.stage * 8, place.parity);
       wgmma_settle(d);
       wgmma_fence();
 #pragma unroll
-      for (int s = 0; s < DEPTH / 16; s++) wgmma_shared(d, x + s * 2, w + s * 2, s > 0 || k > 0);
+      for (int s = 0; s < DEPTH / 16; s++) wgmma_shared(d, moved_tile(x, s * 32), moved_tile(w, s * 32), s > 0 || k > 0);
       wgmma_commit();
+      if (ahead > 0 && (--ahead == 0 || k + DEPTH >= p.k)) {
+        ahead = 0;
+        if (threadIdx.x == 128) barrier_arrive(work.begun);
+      }
       wgmma_wait<1>();  // those of the stage before are done: both blocks may fill it again
       if (before && lane < CLUSTER) barrier_arrive_in(before, lane);
       before = work.empty + place.stage * 8;
@@ -200,6 +204,7 @@ template <After AFTER, int COLUMNS> DEVICE void multiply(const TensorMap* x_map,
       barrier_init(work.full + s * 8, 1);
       barrier_init(work.empty + s * 8, 8 * CLUSTER);  // every multiplying warp of both
     }
+    barrier_init(work.begun, 1);
     publish_barriers();
   }
   __syncthreads();
@@ -226,5 +231,17 @@ template <After AFTER, int COLUMNS> DEVICE void multiply(const TensorMap* x_map,
     multiply<AFTER, COLUMNS>(&x_map, &w_map, {bias, residual, out, rows, n, k});                                             \
   }
 WIDE(wide_gated_n256, GATED, 256)
+WIDE(wide_gated_n224, GATED, 224)
 WIDE(wide_plain_n256, PLAIN, 256)
 WIDE(wide_plain_n192, PLAIN, 192)
+
+#undef BLOCK_ROWS
+#undef CLUSTER
+#undef DEPTH
+#undef GROUP
+#undef LAG
+#undef STAGES
+#undef THREADS
+#undef WARP_OUT_BYTES
+#undef WIDE
+#undef X_BYTES
