@@ -4,7 +4,7 @@ use super::CudaError;
 use super::device::Device;
 use super::gemm::GemmOperands;
 use super::kernel_set::KernelSet;
-use super::kernels;
+use super::kernels::{self, Decode};
 use super::linear::Linears;
 use super::memory::DevicePointer;
 use super::metadata::{MetadataLayout, StepShape};
@@ -406,12 +406,13 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    pub fn new(device: &Device, layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
+    /// `decode`: the attention of a head dimension.
+    pub fn new(decode: impl Fn(u32) -> Decode, layers: &[HeadSizes], max_num_seqs: usize, max_model_len: u32) -> Self {
         let mut kinds = layers.to_vec();
         kinds.dedup();
         let mut most = Self::default();
         for heads in kinds {
-            let decode = device.decode_attention(heads.head_dim);
+            let decode = decode(heads.head_dim);
             for sequences in 1..=max_num_seqs as u32 {
                 let launch = decode.launch(sequences, heads.heads, heads.kv_heads, max_model_len);
                 if launch.shares.clusters > 1 {
@@ -422,5 +423,26 @@ impl AttentionScratch {
             }
         }
         most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_is_for_several_clusters_only() {
+        let decode = |head_dim| Decode {
+            head_dim,
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            shared_memory_per_block_bytes: 227 << 10,
+        };
+        let layers = [HeadSizes { heads: 32, kv_heads: 8, head_dim: 128 }; 32];
+        // A cluster at a time for contexts that one is enough for; two of 4 sequences, at most, of long ones.
+        assert_eq!(AttentionScratch::new(decode, &layers, 256, 1024), AttentionScratch::default());
+        let long = AttentionScratch::new(decode, &layers, 256, 131_072);
+        assert_eq!((long.partial, long.statistic), (4 * 32 * 2 * 128, 4 * 32 * 2 * 2));
+        assert_eq!(AttentionScratch::new(decode, &layers, 1, 131_072).statistic, 32 * 3 * 2);
     }
 }

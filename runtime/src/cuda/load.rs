@@ -149,7 +149,12 @@ struct SurfaceOffsets {
 impl SurfaceOffsets {
     fn new(device: &Device, sizes: &Sizes, layers: &[HeadSizes], rotary: &[u32]) -> Self {
         let mut ranges = Ranges::default();
-        let scratch = AttentionScratch::new(device, layers, sizes.max_num_seqs, sizes.max_model_len as u32);
+        let scratch = AttentionScratch::new(
+            |head_dim| device.decode_attention(head_dim),
+            layers,
+            sizes.max_num_seqs,
+            sizes.max_model_len as u32,
+        );
         let token_state_stride = sizes.vocab_size.next_multiple_of(2);
         Self {
             metadata: ranges.take(sizes.metadata_words() as u64 * 4),
