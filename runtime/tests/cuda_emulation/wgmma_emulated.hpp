@@ -76,7 +76,7 @@ inline void barrier_arrive_after_copies(smem_t at) {
 inline void barrier_wait(smem_t at, u32 parity) {
   while ((shared_barrier(at).phases & 1) == parity) emu::yield();
 }
-inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[id], threads); }
+inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[cluster_rank()][id], threads); }
 template <int N> inline void fewer_registers() {}
 template <int N> inline void more_registers() {}
 
@@ -100,13 +100,16 @@ template <size_t T> void wgmma_shared(float (&d)[T][4], const tile_t& a, const t
       d[n][e] = sum;
     }
 }
-template <size_t T> void wgmma_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) {
+template <bool ACROSS, size_t T> void wgmma_of_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) {
   auto* table = emu::show(a, 4);
   const int lane = emu::lane(), group = lane >> 2;
   for (size_t n = 0; n < T; n++)
     for (int e = 0; e < 4; e++)
       for (int k = 0; k < 16; k++) {
         const u32 pair = table[group * 4 + ((k & 7) >> 1)][(e >> 1) + (k >> 3) * 2];
-        d[n][e] += bf16_value((k & 1) ? pair >> 16 : pair & 0xffff) * across(b, k, int(n) * 8 + (lane & 3) * 2 + (e & 1));
+        const int column = int(n) * 8 + (lane & 3) * 2 + (e & 1);
+        d[n][e] += bf16_value((k & 1) ? pair >> 16 : pair & 0xffff) * (ACROSS ? across(b, k, column) : along(b, column, k));
       }
 }
+template <size_t T> void wgmma_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) { wgmma_of_registers<true>(d, a, b); }
+template <size_t T> void wgmma_rows(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) { wgmma_of_registers<false>(d, a, b); }
