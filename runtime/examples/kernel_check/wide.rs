@@ -1,14 +1,11 @@
 //! Products of many rows: each entry against float64, and beside cuBLASLt.
 
-use super::card::{Card, Failure, Outcome, int};
+use super::card::{Card, Failure, Outcome};
 use super::numbers::{BF16_BOUND, close};
-use super::time::BYTES_PER_US;
 use mserve_runtime::cuda::gemm::{GemmOperands, GemmShape};
-use mserve_runtime::cuda::kernels::{NORM_GATED, WIDE};
+use mserve_runtime::cuda::kernels::WIDE;
 use mserve_runtime::cuda::linear::{Choice, Linears, Route};
 use mserve_runtime::cuda::memory::DeviceMemory;
-use mserve_runtime::cuda::module::Arg;
-use mserve_runtime::cuda::tensor_map::matrix_map;
 
 const POOL_BYTES: usize = 2 << 30;
 const ROWS: [usize; 8] = [8448, 4096, 1024, 512, 256, 128, 64, 32];
@@ -55,44 +52,7 @@ pub fn check(card: &Card) -> Outcome {
             }
         }
     }
-    [[64, 4864, 896], [35, 136, 904], [100, 72, 2048]].into_iter().try_for_each(|sizes| check_norm_gated(card, sizes))
-}
-
-/// What [`NORM_GATED`] takes: x, w and a norm's weight, to `out`.
-fn launch_norm_gated(card: &Card, [x, w, norm, out]: [u64; 4], [m, n, k]: [usize; 3]) -> Outcome {
-    let map = |at, rows: usize, box_rows| matrix_map(&card.device, at, [rows as u64, k as u64], box_rows).map(Arg::Map);
-    let args = [
-        map(x, m, NORM_GATED.x_box_rows())?,
-        map(w, 2 * n, NORM_GATED.box_rows())?,
-        Arg::Pointer(norm),
-        Arg::Pointer(out),
-        int(m),
-        int(n),
-        int(k),
-        Arg::Float(1e-5),
-    ];
-    card.run(NORM_GATED.entry, 0, NORM_GATED.geometry(m as u32, n as u32, card.device.multiprocessors), &args)
-}
-
-fn check_norm_gated(card: &Card, [m, n, k]: [usize; 3]) -> Outcome {
-    let [x, w, norm] = [m * k, 2 * n * k, k].map(|count| card.random(count * 2));
-    let (x, w, norm, out) = (x?, w?, norm?, card.poisoned((m + BEYOND) * n * 2)?);
-    launch_norm_gated(card, [&x, &w, &norm, &out].map(DeviceMemory::pointer), [m, n, k])?;
-    let got = card.bf16s(&out, (m + BEYOND) * n)?;
-    let (inside, beyond) = got.split_at(m * n);
-    if beyond.iter().any(|v| !v.is_nan()) {
-        return Err(format!("{} {m}x{n}x{k}: written beyond the last row", NORM_GATED.entry).into());
-    }
-    let (hx, hw, hn) = (card.bf16s(&x, m * k)?, card.bf16s(&w, 2 * n * k)?, card.bf16s(&norm, k)?);
-    let mut want = Vec::with_capacity(m * n);
-    for row in hx.chunks(k) {
-        let factor = 1.0 / (row.iter().map(|v| v * v).sum::<f64>() / k as f64 + 1e-5).sqrt();
-        let row: Vec<f64> = row.iter().zip(&hn).map(|(x, w)| x * w * factor).collect();
-        let dot = |c: usize| -> f64 { hw[c * k..(c + 1) * k].iter().zip(&row).map(|(a, b)| a * b).sum() };
-        want.extend((0..n).map(|c| dot(c) / (1.0 + (-dot(c)).exp()) * dot(n + c)));
-    }
-    // x is rounded once more, times the norm's weight.
-    close(&format!("{} {m}x{n}x{k}", NORM_GATED.entry), inside, &want, 4.0 * BF16_BOUND)
+    Ok(())
 }
 
 /// Some rows, all columns; no row missing, none too many.
@@ -151,15 +111,6 @@ pub fn time(card: &Card) -> Outcome {
     let asked: Vec<usize> = std::env::var("WIDE_ROWS")
         .map(|w| w.split_whitespace().filter_map(|w| w.parse().ok()).collect())
         .unwrap_or_default();
-    for (m, n, k) in [(33, 4864, 896), (64, 4864, 896), (64, 8960, 1536)] {
-        let bytes = 2 * n * k * 2;
-        let us = card.time(48, |i| {
-            let weight = buffers.weights.pointer() + (i % (POOL_BYTES / bytes) * bytes) as u64;
-            let [x, norm, out] = [&buffers.x, &buffers.gate_up, &buffers.out].map(DeviceMemory::pointer);
-            launch_norm_gated(card, [x, weight, norm, out], [m, n, k])
-        })?;
-        println!("{} {n}x{k} rows {m}: {us:.1} us, bytes {:.1}", NORM_GATED.entry, bytes as f64 / BYTES_PER_US);
-    }
     for m in if asked.is_empty() { ROWS.to_vec() } else { asked } {
         for (name, shape) in [
             ("8B gate_up", shape(m, 28_672, 4096, GATED)),

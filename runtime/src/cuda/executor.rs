@@ -4,13 +4,12 @@ use super::CudaError;
 use super::device::Device;
 use super::gemm::GemmOperands;
 use super::kernel_set::KernelSet;
-use super::kernels::{self, NORM_GATED};
+use super::kernels;
 use super::linear::Linears;
 use super::memory::DevicePointer;
 use super::metadata::{MetadataLayout, StepShape};
 use super::module::Arg;
 use super::plan::{DeviceOp, FusedLinear, GatedActivation, HeadSizes, InputNorm, LinearOp, Plan};
-use super::tensor_map::matrix_map;
 use mserve_planner::model::Rows;
 use std::sync::Arc;
 
@@ -161,7 +160,6 @@ impl Executor {
             match op {
                 DeviceOp::Linear(linear) => self.linear(linear, step),
                 DeviceOp::Fused(fused) => self.fused(fused, step),
-                DeviceOp::NormGated(linear, norm) => self.norm_gated(linear, norm, step),
                 DeviceOp::Embed { table, out, width, vocab, scale } => {
                     let args = [
                         Arg::Pointer(step.token_ids),
@@ -233,27 +231,6 @@ impl Executor {
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step; the
         // kernel takes this shape (`kernels::fused_for`).
         unsafe { self.kernels.fused[op.kernel].launch(&kernel.geometry(rows, linear.n, op.clusters), &args) }
-    }
-
-    unsafe fn norm_gated(&self, linear: &LinearOp, norm: &InputNorm, step: &Step<'_>) -> Result<(), CudaError> {
-        let Some(kernel) = &self.kernels.norm_gated else {
-            return Err(CudaError::Unsupported { op: "Linear", what: "warpgroup products on this card".to_owned() });
-        };
-        let (rows, n, k) = (step.rows(linear.rows), u64::from(linear.n), u64::from(linear.k));
-        let args = [
-            Arg::Map(matrix_map(&self.device, linear.x, [rows as u64, k], NORM_GATED.x_box_rows())?),
-            Arg::Map(matrix_map(&self.device, linear.weight, [2 * n, k], NORM_GATED.box_rows())?),
-            Arg::Pointer(norm.weight),
-            Arg::Pointer(linear.out),
-            Arg::Int(rows as i32),
-            Arg::Int(linear.n as i32),
-            Arg::Int(linear.k as i32),
-            Arg::Float(norm.eps),
-        ];
-        let geometry = NORM_GATED.geometry(rows as u32, linear.n, self.device.multiprocessors);
-        // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step; the
-        // kernel takes this shape (`Fusion::norm_gated`).
-        unsafe { kernel.launch(&geometry, &args) }
     }
 
     unsafe fn norm(&self, op: &DeviceOp, step: &Step<'_>) -> Result<(), CudaError> {

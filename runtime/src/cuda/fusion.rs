@@ -1,7 +1,7 @@
 //! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
 //! instead of three. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
 
-use super::kernels::{After, FusedShape, NORM_GATED, fused_for};
+use super::kernels::{After, FusedShape, fused_for};
 use super::memory::DevicePointer;
 use super::plan::{DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, Plan, RotatedOutput};
 use mserve_planner::model::{BufferId, Op, Program};
@@ -16,19 +16,18 @@ pub struct DecodeOps {
 /// Rows up to which the choice of kernels stays the same.
 const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
 
-/// Row classes in which the kernel with norm and gate is used.
-const NORM_GATED_ROWS: std::ops::RangeInclusive<usize> = 33..=64;
 /// From here on the product of gate and up may be computed together with the gate, whichever way is measured to be faster.
 pub const GATED_ROWS: usize = 32;
 
 impl Plan {
-    /// Makes the lists of decode steps for a card. `program` is the one that this plan is of.
-    pub fn fuse(&mut self, program: &Program, compute_capability: (i32, i32)) {
-        let (clusters, warpgroups) = (compute_capability >= (9, 0), compute_capability.0 == 9);
-        let of = |rows| Fusion { program, ops: &self.ops, rows, clusters, warpgroups };
-        let list = |&rows_max: &usize| DecodeOps { rows_max, ops: of(rows_max).run() };
-        let (decode, prefill) = (ROW_CLASSES.iter().map(list).collect(), of(usize::MAX).gates());
-        (self.decode, self.prefill) = (decode, prefill);
+    /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
+    pub fn fuse(&mut self, program: &Program, clusters: bool) {
+        let list = |&rows_max: &usize| DecodeOps {
+            rows_max,
+            ops: Fusion { program, ops: &self.ops, rows: rows_max, clusters }.run(),
+        };
+        self.decode = ROW_CLASSES.iter().map(list).collect();
+        self.prefill = Fusion { program, ops: &self.ops, rows: usize::MAX, clusters }.gates();
     }
 }
 
@@ -37,9 +36,7 @@ struct Fusion<'a> {
     /// One for each of the program's.
     ops: &'a [DeviceOp],
     rows: usize,
-    /// Whether the card has clusters, and Hopper's warpgroup products.
     clusters: bool,
-    warpgroups: bool,
 }
 
 /// Ops that one launch replaces, and the launch.
@@ -66,9 +63,7 @@ impl Fusion<'_> {
             if let Some(from) = gathered.take() {
                 match &mut op {
                     DeviceOp::Norm { x, .. } => *x = from,
-                    DeviceOp::Linear(linear)
-                    | DeviceOp::NormGated(linear, _)
-                    | DeviceOp::Fused(FusedLinear { linear, .. }) => linear.x = from,
+                    DeviceOp::Linear(linear) | DeviceOp::Fused(FusedLinear { linear, .. }) => linear.x = from,
                     _ => {}
                 }
             }
@@ -143,9 +138,6 @@ impl Fusion<'_> {
                 if bare && linear.bias.is_none() && self.read_only_by(out, &[at + 1]) =>
             {
                 let gated = LinearOp { out: *to, n: *width, out_stride: *width, ..*linear };
-                if let Some(norm) = norm.filter(|_| self.norm_gated(&gated)) {
-                    return Some((2, DeviceOp::NormGated(gated, norm)));
-                }
                 Some((2, fused(gated, After::Gated, None)?))
             }
             Some(DeviceOp::RopeKvWrite {
@@ -162,12 +154,6 @@ impl Fusion<'_> {
             }
             _ => Some((1, fused(*linear, After::Plain, None)?)),
         }
-    }
-
-    /// Whether the kernel with norm and gate is faster than others: from measurements on an H200, for short rows.
-    fn norm_gated(&self, gated: &LinearOp) -> bool {
-        let [n, k] = [2 * gated.n as usize, gated.k as usize];
-        self.warpgroups && NORM_GATED_ROWS.contains(&self.rows) && k <= 2048 && NORM_GATED.takes(self.rows, n, k)
     }
 
     /// Whether these ops and no others read the buffer.
@@ -204,7 +190,7 @@ mod tests {
         let weights = WeightLayout::new(&program).unwrap();
         let arena = ArenaPlan::new(&program, StepRows { tokens: 32, sequences: 4 });
         let mut plan = plan(&program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
-        plan.fuse(&program, (9, 0));
+        plan.fuse(&program, true);
         plan
     }
 
@@ -221,7 +207,6 @@ mod tests {
             DeviceOp::Fused(f) if f.norm.is_some() && f.linear.f32_out => "norm+head",
             DeviceOp::Fused(f) if f.norm.is_some() => "norm+mlp",
             DeviceOp::Fused(_) => "product",
-            DeviceOp::NormGated(..) => "norm+mlp",
         };
         ops.iter().map(kind).collect()
     }

@@ -3,7 +3,7 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, NORM_GATED, Prefill, Products, WIDE};
+use super::kernels::{self, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
 use super::linear::ProductKernels;
 use super::module::{Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
@@ -29,8 +29,6 @@ pub struct KernelSet {
     pub wide: Vec<Kernel>,
     /// Products with what surrounds them, in the order of [`kernels::FUSED`].
     pub fused: Vec<Kernel>,
-    /// On Hopper only.
-    pub norm_gated: Option<Kernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
 }
 
@@ -135,10 +133,6 @@ impl KernelSet {
                 .iter()
                 .map(|f| get(f.file(), None, f.entry, f.shared_bytes()))
                 .collect::<Result<_, _>>()?,
-            norm_gated: modules
-                .contains_key(&(NORM_GATED.file(), None))
-                .then(|| get(NORM_GATED.file(), None, NORM_GATED.entry, NORM_GATED.shared_bytes()))
-                .transpose()?,
             by_head_dim,
         })
     }

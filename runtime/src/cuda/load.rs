@@ -314,7 +314,7 @@ pub fn load(
     let memory = ModelMemory::new(device, &layout)?;
     let bases = Bases { weights: memory.weights.pointer(), arena: memory.arena.pointer() };
     let mut plan = plan(&program, &layout.weights, &layout.arena, bases)?;
-    plan.fuse(&program, device.compute_capability);
+    plan.fuse(&program, device.compute_capability >= (9, 0));
     if let WeightOrigin::Random { seed } = origin {
         random_weights::fill(device, &program, &layout.weights, &memory.weights, *seed)?;
     }

@@ -83,9 +83,6 @@ pub enum DeviceOp {
     },
     /// A product with what surrounds it, for few rows: see `fusion`.
     Fused(FusedLinear),
-    /// Gate and up of normed rows, gated, by [`super::kernels::NORM_GATED`]: x is that of the norm, out and n are those of
-    /// the gate.
-    NormGated(LinearOp, InputNorm),
 }
 
 /// One launch of `fused_linear.cu`.

@@ -121,10 +121,6 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
             let bytes = f64::from(weight_rows) * f64::from(l.k) * 2.0 + width_bytes(n, 1.0) + width_bytes(l.k, 1.0);
             (format!("{entry} {n}x{}", l.k), bytes)
         }
-        DeviceOp::NormGated(l, _) => {
-            let bytes = f64::from(2 * l.n) * f64::from(l.k) * 2.0 + width_bytes(l.n, 1.0) + width_bytes(l.k, 1.0);
-            (format!("norm+gate {}x{}", l.n, l.k), bytes)
-        }
         DeviceOp::RopeKvWrite { heads, .. } => ("rope".to_owned(), width_bytes(all_heads(heads), 2.0)),
         DeviceOp::Attention { heads, .. } => {
             let kv = keys * f64::from(heads.kv_heads * heads.head_dim) * 4.0;

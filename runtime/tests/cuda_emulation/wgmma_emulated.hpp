@@ -100,16 +100,13 @@ template <size_t T> void wgmma_shared(float (&d)[T][4], const tile_t& a, const t
       d[n][e] = sum;
     }
 }
-template <bool ACROSS, size_t T> void wgmma_of_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) {
+template <size_t T> void wgmma_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) {
   auto* table = emu::show(a, 4);
   const int lane = emu::lane(), group = lane >> 2;
   for (size_t n = 0; n < T; n++)
     for (int e = 0; e < 4; e++)
       for (int k = 0; k < 16; k++) {
         const u32 pair = table[group * 4 + ((k & 7) >> 1)][(e >> 1) + (k >> 3) * 2];
-        const int column = int(n) * 8 + (lane & 3) * 2 + (e & 1);
-        d[n][e] += bf16_value((k & 1) ? pair >> 16 : pair & 0xffff) * (ACROSS ? across(b, k, column) : along(b, column, k));
+        d[n][e] += bf16_value((k & 1) ? pair >> 16 : pair & 0xffff) * across(b, k, int(n) * 8 + (lane & 3) * 2 + (e & 1));
       }
 }
-template <size_t T> void wgmma_registers(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) { wgmma_of_registers<true>(d, a, b); }
-template <size_t T> void wgmma_rows(float (&d)[T][4], const u32 (&a)[4], const tile_t& b) { wgmma_of_registers<false>(d, a, b); }

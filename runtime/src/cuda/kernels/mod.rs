@@ -19,7 +19,7 @@ pub use geometry::{
     prefill_tiles, product, rms_norm, rope, sample, sample_parts, sample_scan, splits, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
-pub use wide::{NORM_GATED, WIDE, Wide};
+pub use wide::{WIDE, Wide};
 
 use super::compile::KernelSource;
 

@@ -110,15 +110,13 @@ WGMMA_SHARED(224, NAMES_0 ", " NAMES_1 ", " NAMES_2 ", " NAMES_3A, "%112", "%113
 WGMMA_SHARED(256, NAMES_0 ", " NAMES_1 ", " NAMES_2 ", " NAMES_3, "%128", "%129", "%130", TILES_8(0), TILES_8(8), TILES_8(16),
              TILES_8(24))
 
-// a: fragments in registers as of mma_bf16. b: of wgmma_registers 16 rows of COLUMNS, used across its rows (transposed); of
-// wgmma_rows COLUMNS rows of 16, along the long way of its rows.
-#define WGMMA_REGISTERS(NAME, ACROSS, COLUMNS, NAMES, A, B, ...)                                                          \
-  DEVICE void NAME(float (&d)[COLUMNS / 8][4], const u32 (&a)[4], tile_t b) {                                              \
+// a: fragments in registers as of mma_bf16; b: 16 rows of COLUMNS, used across its rows (transposed).
+#define WGMMA_REGISTERS(COLUMNS, NAMES, A, B, ...)                                                                        \
+  DEVICE void wgmma_registers(float (&d)[COLUMNS / 8][4], const u32 (&a)[4], tile_t b) {                                   \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"                                                               \
                  "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 {" NAMES "}, {" A "}, " B                 \
-                 ", p, 1, 1, " #ACROSS ";\n}\n"                                                                            \
+                 ", p, 1, 1, 1;\n}\n"                                                                                      \
                  : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                     \
   }
-WGMMA_REGISTERS(wgmma_registers, 1, 64, NAMES_0, "%32, %33, %34, %35", "%36", TILES_8(0))
-WGMMA_REGISTERS(wgmma_registers, 1, 128, NAMES_0 ", " NAMES_1, "%64, %65, %66, %67", "%68", TILES_8(0), TILES_8(8))
-WGMMA_REGISTERS(wgmma_rows, 0, 64, NAMES_0, "%32, %33, %34, %35", "%36", TILES_8(0))
+WGMMA_REGISTERS(64, NAMES_0, "%32, %33, %34, %35", "%36", TILES_8(0))
+WGMMA_REGISTERS(128, NAMES_0 ", " NAMES_1, "%64, %65, %66, %67", "%68", TILES_8(0), TILES_8(8))

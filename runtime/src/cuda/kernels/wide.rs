@@ -20,10 +20,8 @@ pub struct Wide {
 enum Division {
     /// `wide_linear.cu`: as many blocks as multiprocessors take one pair of row tiles after another.
     Persistent,
-    /// `split_linear.cu`, plain: a cluster for each tile; its blocks divide k.
+    /// `split_linear.cu`: a cluster for each tile; its blocks divide k.
     Split(u32),
-    /// `split_linear.cu`, gated: a cluster for each pair of column tiles, which share x.
-    Pairs,
 }
 
 /// Elements of k that a block takes at a time: a row of 128 bytes.
@@ -46,23 +44,20 @@ const fn wide(entry: &'static str, gated: bool, columns: u32) -> Wide {
     Wide { entry, gated, rows: 128, columns, division: Division::Persistent }
 }
 
-const fn split(entry: &'static str, division: Division) -> Wide {
-    Wide { entry, gated: matches!(division, Division::Pairs), rows: SPLIT_ROWS, columns: SPLIT_COLUMNS, division }
+const fn split(entry: &'static str, gated: bool, blocks: u32) -> Wide {
+    Wide { entry, gated, rows: SPLIT_ROWS, columns: SPLIT_COLUMNS, division: Division::Split(blocks) }
 }
 
-/// Every entry that computes a product and nothing before it, to be measured once per shape beside cuBLASLt's algorithms.
+/// Every entry, to be measured once per shape beside cuBLASLt's algorithms.
 pub const WIDE: [Wide; 7] = [
     wide("wide_gated_n256", true, 256),
     wide("wide_gated_n224", true, 224),
     wide("wide_plain_n256", false, 256),
     wide("wide_plain_n192", false, 192),
-    split("split_gated", Division::Pairs),
-    split("split_plain_s4", Division::Split(4)),
-    split("split_plain_s8", Division::Split(8)),
+    split("split_gated", true, 1),
+    split("split_plain_s4", false, 4),
+    split("split_plain_s8", false, 8),
 ];
-
-/// `split_gated` with an RMS norm of x.
-pub const NORM_GATED: Wide = split("split_gated_norm", Division::Pairs);
 
 impl Wide {
     /// Whether it computes x `[rows, k]` W `[n, k]`^T.
@@ -82,7 +77,7 @@ impl Wide {
     pub const fn file(&self) -> &'static str {
         match self.division {
             Division::Persistent => "wide_linear",
-            Division::Split(_) | Division::Pairs => "split_linear",
+            Division::Split(_) => "split_linear",
         }
     }
 
@@ -95,7 +90,6 @@ impl Wide {
         match self.division {
             Division::Persistent => CLUSTER,
             Division::Split(blocks) => blocks,
-            Division::Pairs => 2,
         }
     }
 
@@ -106,13 +100,12 @@ impl Wide {
 
     /// Of `split_linear.cu`: clusters for all tiles, times their blocks.
     const fn blocks(&self, rows: u32, width: u32) -> u32 {
-        let tiles = if matches!(self.division, Division::Pairs) { 2 } else { 1 };
-        rows.div_ceil(self.rows) * width.div_ceil(self.width() * tiles) * self.cluster()
+        rows.div_ceil(self.rows) * width.div_ceil(self.width()) * self.cluster()
     }
 
-    /// Rows of a box of x: each block of a pair of column tiles brings half of a tile's.
+    /// Rows of a box of x.
     pub const fn x_box_rows(&self) -> u32 {
-        if matches!(self.division, Division::Pairs) { self.rows / 2 } else { self.rows }
+        self.rows
     }
 
     /// Rows of a box of weights: half of a tile's, one of gates and one of ups.
@@ -121,23 +114,22 @@ impl Wide {
     }
 
     /// The ring, barriers, room to begin at a multiple of 1,024; of `wide_linear.cu` 16 rows of results for each of eight
-    /// warps; of `split_linear.cu` sums of squares, and of clusters the parts of the sums.
+    /// warps; of clusters of `split_linear.cu` the parts of the sums.
     pub const fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 2 * DEPTH;
         if matches!(self.division, Division::Persistent) {
             return STAGES * (stage + 16) + 8 * 4096 + 8 + 1024;
         }
         let parts = if self.split() > 1 { 2 * self.rows * (self.columns + 16) * 4 } else { 0 };
-        let squares = 2 * self.rows * 4;
-        let stages = (ROOM - 2048 - parts - squares) / stage;
-        stages * (stage + 16) + parts + squares + 1024
+        let stages = (ROOM - 2048 - parts) / stage;
+        stages * (stage + 16) + parts + 1024
     }
 
     /// The launch for `rows` rows and `width` columns of y.
     pub const fn geometry(&self, rows: u32, width: u32, multiprocessors: u32) -> Geometry {
         let (blocks, block) = match self.division {
             Division::Persistent => (multiprocessors / CLUSTER * CLUSTER, THREADS),
-            Division::Split(_) | Division::Pairs => (self.blocks(rows, width), SPLIT_THREADS),
+            Division::Split(_) => (self.blocks(rows, width), SPLIT_THREADS),
         };
         let shared_bytes = self.shared_bytes();
         Geometry { grid: [1, blocks, 1], block, shared_bytes, overlap: true, cluster: self.cluster() }
@@ -166,7 +158,6 @@ mod tests {
             assert!(body(entry.file()).contains(&line), "{line}");
             assert!(entry.cluster() <= 8, "{name}");
         }
-        assert!(body("split_linear").contains(NORM_GATED.entry));
         let wide =
             [("BLOCK_ROWS", 128), ("DEPTH", DEPTH), ("CLUSTER", CLUSTER), ("STAGES", STAGES), ("THREADS", THREADS)];
         let split = [
@@ -199,6 +190,6 @@ mod tests {
         assert!(eight.takes(64, 896, 4864) && !eight.takes(256, 896, 4864) && four.takes(256, 896, 4864));
         assert_eq!((eight.geometry(64, 896, 132).grid, eight.geometry(64, 896, 132).cluster), ([1, 112, 1], 8));
         assert!(gated.takes(64, 9728, 896) && !gated.takes(128, 9728, 896) && !gated.takes(64, 28_672, 4096));
-        assert_eq!(NORM_GATED.geometry(64, 4864, 132).grid, [1, 152, 1]);
+        assert_eq!((gated.geometry(64, 4864, 132).grid, gated.geometry(64, 4864, 132).cluster), ([1, 152, 1], 1));
     }
 }
