@@ -142,36 +142,6 @@ pub fn time(card: &Card) -> Outcome {
     Ok(())
 }
 
-/// Each candidate of large shapes once, for a profiler.
-pub fn launch_once(card: &Card) -> Outcome {
-    let linears = Linears::new(&card.device, card.product_kernels()?)?;
-    let bytes = 8448 * 28_672 * 2;
-    let [x, weights, out, gate_up] = [bytes, bytes, bytes, bytes]
-        .map(|b| card.random(b))
-        .into_iter()
-        .collect::<Result<Vec<_>, _>>()?
-        .try_into()
-        .map_err(|_| "buffers")?;
-    let (m, buffers) = (8448, Buffers { weights, x, out, gate_up });
-    for shape in [
-        shape(m, 28_672, 4096, GATED),
-        shape(m, 28_672, 4096, PLAIN),
-        shape(m, 4096, 14_336, RESIDUAL),
-        shape(m, 9728, 896, GATED),
-        shape(m, 9728, 896, PLAIN),
-    ] {
-        for choice in linears.candidates(&shape, 2)? {
-            if choice != Choice::Apart {
-                let mut route = linears.route(&shape, choice)?;
-                // SAFETY: the buffers are as large as the largest of these shapes and outlive the launch.
-                unsafe { linears.run_by(&mut route, &shape, &buffers.operands(&shape, 0))? };
-            }
-        }
-    }
-    card.device.synchronize()?;
-    Ok(())
-}
-
 struct Buffers {
     weights: DeviceMemory,
     x: DeviceMemory,

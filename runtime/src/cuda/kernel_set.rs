@@ -124,7 +124,7 @@ impl KernelSet {
             gelu_mul: get("gated_act", None, "gelu_mul", 0)?,
             gelu_tanh_mul: get("gated_act", None, "gelu_tanh_mul", 0)?,
             gather_rows: get("gather", None, "gather_rows", 0)?,
-            sample_scan: get("sample", None, "sample_scan", 0)?,
+            sample_scan: get("sample_scan", None, "sample_scan", 0)?,
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
             products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,

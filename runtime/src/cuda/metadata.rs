@@ -37,7 +37,7 @@ pub struct MetadataLayout {
     pub words: usize,
 }
 
-/// Words of one row of sampling parameters (`SampleRow` in kernels/sample.cu).
+/// Words of one row of sampling parameters (`SampleRow` in kernels/logits.cuh).
 pub const SAMPLE_ROW_WORDS: usize = 16;
 /// Arrays begin at multiples of 64 bytes.
 const ALIGNMENT_WORDS: usize = 16;

@@ -55,7 +55,7 @@ inline std::vector<Barrier> block_barriers;
 inline Barrier cluster_barrier;
 inline int cluster = 1;
 inline size_t shared_of_block;  // bytes from one block's to the next one's
-inline Barrier named_barriers[16];
+inline Barrier named_barriers[8][16];  // of each block of a cluster
 inline std::vector<std::function<void()>> landings;  // of copies that a barrier hears of
 inline int current, alive;
 inline jmp_buf scheduler;
@@ -119,7 +119,8 @@ inline void run_cluster(dim3 first, int threads_of_block) {
   warps.assign((threads + 31) / 32, Warp());
   block_barriers.assign(cluster, {});
   cluster_barrier = {};
-  for (Barrier& b : named_barriers) b = {};
+  for (auto& of_block : named_barriers)
+    for (Barrier& b : of_block) b = {};
   std::fill(shared.begin(), shared.end(), 0xff);  // NaN
   alive = threads;
   std::vector<int> turn(threads);

@@ -38,6 +38,7 @@ inline u32x4 load_weights(const void* p) { return load_as<u32x4>(p); }
 inline u32 mul_bf16x2(u32 a, u32 b) {
   return pack_bf16(bf16_value(a & 0xffff) * bf16_value(b & 0xffff), bf16_value(a >> 16) * bf16_value(b >> 16));
 }
+inline float tanh_fast(float x) { return std::tanh(x); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 // m16n8k16 by the fragment tables of the PTX ISA: lane = 4 * group + c holds A rows group and group + 8.

@@ -2,6 +2,8 @@
 #pragma once
 #include "check.hpp"
 namespace sampling {
+#include "logits.cuh"
+#include "sample_scan.cu"
 #include "sample.cu"
 #undef STATE_COUNT
 #include "token_state.cu"

@@ -76,7 +76,7 @@ inline void barrier_arrive_after_copies(smem_t at) {
 inline void barrier_wait(smem_t at, u32 parity) {
   while ((shared_barrier(at).phases & 1) == parity) emu::yield();
 }
-inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[id], threads); }
+inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[cluster_rank()][id], threads); }
 template <int N> inline void fewer_registers() {}
 template <int N> inline void more_registers() {}
 

@@ -14,29 +14,39 @@ struct WideCase {
   decltype(&wide::wide_gated_n256) kernel;
   const char* name;
   bool gated;
-  int tile_rows, columns, cluster, split;  // split 0: of wide_linear.cu
-  bool shares_rows;                        // pairs of column tiles
+  int columns, split;  // split 0: of wide_linear.cu; 1: of split_linear.cu, gated
   int rows, n, k;
   bool bias, residual;
 };
 
+// What the launch of one of either file's kernels needs.
+struct WideLaunch {
+  int blocks, threads, shared, cluster, x_box_rows;
+  WideLaunch(bool gated, int columns, int split, int rows, int n) {
+    const int tile_rows = split ? 64 : 128, width = gated ? columns / 2 : columns, stage = (tile_rows + columns) * 128;
+    cluster = split ? split : 2, threads = split ? 288 : 384, x_box_rows = tile_rows;
+    if (!split) {
+      blocks = 2 * cluster, shared = 4 * (stage + 16) + 8 * 4096 + 8 + 1024;  // two clusters take all tiles
+      return;
+    }
+    const int parts = split > 1 ? 2 * 64 * (columns + 16) * 4 : 0;
+    const int stages = (114688 - 2048 - parts) / stage;
+    shared = stages * (stage + 16) + parts + 1024;
+    blocks = (rows + 63) / 64 * ((n + width - 1) / width) * cluster;
+  }
+};
+
+inline double silu_of(double x) { return x / (1 + std::exp(-x)); }
+
 inline void test_wide_case(const WideCase& c) {
-  const int w_rows = c.gated ? 2 * c.n : c.n, width = c.gated ? c.columns / 2 : c.columns;
+  const int w_rows = c.gated ? 2 * c.n : c.n;
   Buffer<bf16> x(size_t(c.rows) * c.k), w(size_t(w_rows) * c.k), bias(c.n), residual(size_t(c.rows) * c.n), y(size_t(c.rows) * c.n);
   fill(x), fill(w), fill(bias), fill(residual);
-  const TensorMap x_map = {x.data(), c.k, c.rows, c.shares_rows ? c.tile_rows / 2 : c.tile_rows};
-  const TensorMap w_map = {w.data(), c.k, w_rows, c.columns / 2};
-  const int mates = c.split ? c.cluster / c.split : 2, pair_rows = mates == 2 && !c.shares_rows ? 2 : 1;
-  const int pair_columns = mates == 2 && c.shares_rows ? 2 : 1, stage = (c.tile_rows + c.columns) * 128;
-  const int row_tiles = (c.rows + c.tile_rows * pair_rows - 1) / (c.tile_rows * pair_rows);
-  const int column_tiles = (c.n + width * pair_columns - 1) / (width * pair_columns);
-  const int stages = c.split ? (c.columns <= 64 ? 108544 : 231168) / stage : 4;
-  const int shared = stages * (stage + 16) + 1032 + (c.split ? 0 : 8 * 4096);
-  // Two clusters take all tiles of wide_linear.cu.
-  const int blocks = c.split ? row_tiles * column_tiles * c.cluster : 2 * c.cluster;
-  emu::launch({1, blocks, 1}, c.split ? 288 : 384, shared, [&] {
+  const WideLaunch l(c.gated, c.columns, c.split, c.rows, c.n);
+  const TensorMap x_map = {x.data(), c.k, c.rows, l.x_box_rows}, w_map = {w.data(), c.k, w_rows, c.columns / 2};
+  emu::launch({1, l.blocks, 1}, l.threads, l.shared, [&] {
     c.kernel(x_map, w_map, c.bias ? bias.data() : nullptr, c.residual ? residual.data() : nullptr, y.data(), c.rows, c.n, c.k);
-  }, c.cluster);
+  }, l.cluster);
   Nmse e;
   for (int m = 0; m < c.rows; m++)
     for (int n = 0; n < c.n; n++) {
@@ -46,7 +56,7 @@ inline void test_wide_case(const WideCase& c) {
         return sum;
       };
       const double a = dot(n), more = (c.bias ? value(bias[n]) : 0) + (c.residual ? value(residual[m * c.n + n]) : 0);
-      e.add(value(y[m * c.n + n]), c.gated ? a / (1 + std::exp(-a)) * dot(c.n + n) : a + more);
+      e.add(value(y[m * c.n + n]), c.gated ? silu_of(a) * dot(c.n + n) : a + more);
     }
   e.below(BF16_BOUND, std::string(c.name) + " rows " + std::to_string(c.rows));
 }
@@ -56,18 +66,14 @@ inline void test_wide_linear() {
   using namespace split;
 #define CASE(NAME, ...) {NAME, #NAME, __VA_ARGS__}
   const WideCase cases[] = {
-      CASE(wide_gated_n224, true, 128, 224, 2, 0, false, 300, 144, 200, false, false),
-      CASE(wide_gated_n256, true, 128, 256, 2, 0, false, 129, 136, 72, false, false),
-      CASE(wide_plain_n192, false, 128, 192, 2, 0, false, 270, 200, 328, true, true),
-      CASE(wide_plain_n256, false, 128, 256, 2, 0, false, 257, 264, 64, false, true),
-      CASE(split_gated_m128_n256_columns_s1, true, 128, 256, 2, 1, true, 100, 300 / 8 * 8, 392, false, false),
-      CASE(split_gated_m64_n64_s1, true, 64, 64, 1, 1, false, 70, 72, 904, false, false),
-      CASE(split_plain_m128_n128_rows_s2, false, 128, 128, 4, 2, false, 200, 136, 200, true, true),
-      CASE(split_plain_m128_n256_rows_s4, false, 128, 256, 8, 4, false, 130, 264, 328, false, true),
-      CASE(split_plain_m128_n128_s4, false, 128, 128, 4, 4, false, 33, 136, 256, true, false),
-      CASE(split_plain_m64_n64_s8, false, 64, 64, 8, 8, false, 64, 128, 1160, false, true),
-      CASE(split_plain_m64_n192_s4, false, 64, 192, 4, 4, false, 17, 200, 520, true, true),
-      CASE(split_plain_m128_n192_columns_s4, false, 128, 192, 8, 4, true, 96, 200, 264, true, false),
+      CASE(wide_gated_n224, true, 224, 0, 300, 144, 200, false, false),
+      CASE(wide_gated_n256, true, 256, 0, 129, 136, 72, false, false),
+      CASE(wide_plain_n192, false, 192, 0, 270, 200, 328, true, true),
+      CASE(wide_plain_n256, false, 256, 0, 257, 264, 64, false, true),
+      CASE(split_gated, true, 64, 1, 70, 72, 904, false, false),
+      CASE(split_plain_s4, false, 64, 4, 33, 136, 256, true, false),
+      CASE(split_plain_s4, false, 64, 4, 130, 72, 1096, true, true),
+      CASE(split_plain_s8, false, 64, 8, 64, 128, 1160, false, true),
   };
 #undef CASE
   for (const auto& c : cases) test_wide_case(c);

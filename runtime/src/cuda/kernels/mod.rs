@@ -2,7 +2,8 @@
 //!
 //! Sources are header-free CUDA C++ (`*.cu`, one op a file), embedded as text; every file opens with what it does, the
 //! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
-//! the arithmetic they share; both precede each file. `wgmma.cuh` and `linear.cuh` precede those that name them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
+//! the arithmetic they share; both precede each file. `wgmma.cuh`, `linear.cuh` and `logits.cuh` precede those that name
+//! them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
@@ -35,6 +36,7 @@ const PTX: &str = include_str!("ptx.cuh");
 const PRELUDE: &str = include_str!("prelude.cuh");
 const WGMMA: &str = include_str!("wgmma.cuh");
 const LINEAR: &str = include_str!("linear.cuh");
+const LOGITS: &str = include_str!("logits.cuh");
 
 /// A `.cu` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +72,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 15] = [
+pub const FILES: [KernelFile; 16] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -124,27 +126,9 @@ pub const FILES: [KernelFile; 15] = [
         Variants::Hopper,
         ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
     ),
-    file!(
-        "split_linear",
-        Variants::Hopper,
-        [
-            "split_gated_m128_n256_columns_s1",
-            "split_gated_m128_n128_columns_s1",
-            "split_gated_m64_n256_s1",
-            "split_gated_m64_n64_s1",
-            "split_plain_m128_n256_rows_s4",
-            "split_plain_m128_n192_rows_s2",
-            "split_plain_m128_n256_rows_s2",
-            "split_plain_m128_n128_rows_s2",
-            "split_plain_m128_n192_columns_s4",
-            "split_plain_m128_n128_s4",
-            "split_plain_m64_n256_s8",
-            "split_plain_m64_n192_s4",
-            "split_plain_m64_n64_s8",
-            "split_plain_m64_n64_s4",
-        ]
-    ),
-    file!("sample", Variants::Once, ["sample_scan", "sample"]),
+    file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8", "split_gated_norm",]),
+    file!("sample_scan", Variants::Once, ["sample_scan"]),
+    file!("sample", Variants::Once, ["sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
 ];
 
@@ -173,6 +157,7 @@ impl KernelFile {
         let shared = match self.name {
             _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => WGMMA,
             "fused_linear" | "tile_linear" => LINEAR,
+            "sample" | "sample_scan" => LOGITS,
             _ => "",
         };
         let text = format!("{PTX}\n{PRELUDE}\n{shared}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);

@@ -31,10 +31,9 @@ DEVICE float block_sum(float v, float* scratch) {
 }
 // cap * tanh(x / cap); exact limits for large |x|.
 DEVICE float soft_cap(float x, float cap) { return cap * (1.f - __fdividef(2.f, 1.f + exp2_fast(x * (2.f * LOG2E / cap)))); }
-// silu of both gates, times the ups, packed: x / (1 + e^-x) with one reciprocal for two. Bounded, so that the product of
-// the divisors is finite; where the bound matters silu is below 1e-16.
+// silu of both gates, times the ups, packed: x sigmoid(x) = h + h tanh(h) with h = x / 2, one special function for each. The
+// tangent is good to 2^-11 of one, a quarter of what rounding the result to bf16 takes at x = 1.
 DEVICE u32 gate_pair(const float* gate, const float* up) {
-  const float a = 1.f + exp2_fast(fminf(-gate[0] * LOG2E, 60.f)), b = 1.f + exp2_fast(fminf(-gate[1] * LOG2E, 60.f));
-  const float share = __fdividef(1.f, a * b);
-  return pack_bf16(gate[0] * up[0] * (b * share), gate[1] * up[1] * (a * share));
+  const float a = 0.5f * gate[0], b = 0.5f * gate[1], au = a * up[0], bu = b * up[1];
+  return pack_bf16(au + au * tanh_fast(a), bu + bu * tanh_fast(b));
 }

@@ -60,6 +60,12 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
+DEVICE float tanh_fast(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // c += a b: a is 16x16 (row), b is 16x8 (column), bf16; c is 16x8 f32. Fragments as in the PTX ISA (mma.m16n8k16).
 DEVICE void mma_bf16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"

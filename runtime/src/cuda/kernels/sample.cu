@@ -6,9 +6,8 @@
 // [rows] and ranks [rows] of the chosen token, and top_ids, top_logprobs [rows, top_max], from the raw logits.
 // The chosen token's count in token_state is raised. Grid: one block of 1,024 threads a row. vocab up to 2^24.
 //
-// sample_scan: the likeliest token of each part of each greedy row, into bests [rows, parts]: several blocks a row, so that
-// a few rows use the whole card. `sample` behind it then only compares parts (0 parts: it looks at the logits itself).
-// Grid: (parts, rows), 256 threads; parts up to 1,024.
+// bests [rows, parts]: what sample_scan.cu found of greedy rows, of which only the best is left to choose (0 parts: this
+// kernel looks at the logits itself); parts up to 1,024.
 //
 // Order of operations and ties are those of engine::sampler: penalties, bias, temperature, min_p, top-k, top-p; equal
 // logits go by lower id. With top-k up to 512, or a nucleus that lies within the likeliest 512, the kept tokens are
@@ -17,24 +16,9 @@
 // Expected: bytes, rows * vocab * 4 * passes (1 greedy, 2 sampled, 3 or 4 with logprobs); a single row is bound by one
 // multiprocessor's arithmetic and share of L2: 10-20 us a pass at 128k. Greedy with a scan: 5 us for few rows.
 
-#define THREADS 1024
+#define THREADS ROW_THREADS
 #define GATHER_MAX 2048     // gathered candidates
 #define EXACT_MAX 512       // most tokens that gathering promises
-#define GREEDY_TEMPERATURE 1e-5f
-#define STATE_PROMPT 0x8000u
-#define STATE_LISTED 0x4000u
-#define STATE_COUNT 0x3fffu
-
-struct SampleRow {
-  float temperature;
-  int top_k;  // 0: all
-  float top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
-  int state_slot;  // -1: none
-  u32 seed_low, seed_high, step_low, step_high;
-  int bias_begin, bias_count;
-  int logprobs;  // -1: none
-  int active;    // 0: a padding row
-};
 
 struct SampleShared {
   u64 sorted[GATHER_MAX];
@@ -44,62 +28,6 @@ struct SampleShared {
   float segments[32];
   int gathered, chosen;
   u32 cut;
-};
-
-DEVICE float tame(float x) { return x != x ? minus_infinity() : fminf(x, 3.402823466e38f); }
-// Bits that order like the numbers.
-DEVICE u32 order_bits(float x) {
-  const u32 u = __float_as_uint(x);
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-DEVICE float from_order_bits(u32 u) { return __uint_as_float(u & 0x80000000u ? u & 0x7fffffffu : ~u); }
-// Larger is likelier, then lower id.
-DEVICE u64 candidate(float x, int id) { return ((u64)order_bits(x) << 32) | (u32)~id; }
-DEVICE float candidate_value(u64 c) { return from_order_bits((u32)(c >> 32)); }
-DEVICE int candidate_id(u64 c) { return (int)~(u32)c; }
-
-struct Logits {
-  const float* row;
-  const u16* state;  // null: nothing to adjust
-  const int* bias_tokens;
-  const float* bias_values;
-  int vocab, bias_count;
-  float repetition, presence, frequency;
-
-  // Rare, and used in a hundred places: inlined there it makes the compiler take ten seconds.
-  DEVICE_CALL float adjust(float x, int id) const {
-    const u32 st = state[id];
-    if (st == 0) return x;
-    const u32 count = st & STATE_COUNT;
-    if (repetition != 1.f && ((st & STATE_PROMPT) || count)) x = tame(x > 0.f ? x / repetition : x * repetition);
-    if (count) x = tame(x - frequency * (float)count - presence);
-    if (st & STATE_LISTED)
-      for (int i = 0; i < bias_count; i++)
-        if (bias_tokens[i] == id) x = tame(x + bias_values[i]);
-    return x;
-  }
-  // f(id, raw, adjusted) for four neighbours at a time, over the whole block. Four loads are under way at once.
-  template <class F> DEVICE void each(F f) const {
-    int base = threadIdx.x * 4;
-    for (; base + THREADS * 12 < vocab; base += THREADS * 16) {
-      float4 v[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) v[i] = *(const float4*)(row + base + i * THREADS * 4);
-#pragma unroll
-      for (int i = 0; i < 4; i++) give4(v[i], base + i * THREADS * 4, f);
-    }
-    for (; base < vocab; base += THREADS * 4) each4(base, f);
-  }
-  template <class F> DEVICE void each4(int base, F& f) const { give4(*(const float4*)(row + base), base, f); }
-  template <class F> DEVICE void give4(const float4& v, int base, F& f) const {
-    const float four[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (base + i < vocab) {
-        const float raw = tame(four[i]);
-        f(base + i, raw, state != nullptr ? adjust(raw, base + i) : raw);
-      }
-  }
 };
 
 DEVICE u64 block_best(u64 c, SampleShared& s) {
@@ -342,59 +270,6 @@ DEVICE int choose(const Logits& logits, const SampleRow& p, u64 best, u64 best_o
   return pick_by_id(logits, weigh, cut, u, s);
 }
 
-DEVICE bool is_greedy(const SampleRow& p) { return !(p.temperature >= GREEDY_TEMPERATURE); }
-DEVICE Logits logits_of(const SampleRow& p, const float* all_logits, const u16* state, const int* bias_tokens,
-                        const float* bias_values, int row, int row_stride, int vocab) {
-  return {all_logits + (u64)row * row_stride, state, bias_tokens + p.bias_begin, bias_values + p.bias_begin, vocab,
-          p.bias_count, p.repetition_penalty, p.presence_penalty, p.frequency_penalty};
-}
-
-#define SCAN_THREADS 256
-#define SCAN_LOADS 4  // under way a thread
-
-KERNEL void __launch_bounds__(SCAN_THREADS)
-sample_scan(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows, const u16* token_state,
-            const int* __restrict__ bias_tokens, const float* __restrict__ bias_values, u64* __restrict__ bests, int vocab,
-            int row_stride, int state_stride) {
-  __shared__ u64 shared_bests[SCAN_THREADS / 32];
-  const int row = blockIdx.y, part = blockIdx.x;
-  let_next_kernel_start();
-  const SampleRow p = rows[row];  // not written by kernels
-  wait_for_previous_kernels();
-  if (!p.active || !is_greedy(p) || p.logprobs >= 0) return;
-  const u16* state = p.state_slot >= 0 ? token_state + (u64)p.state_slot * state_stride : nullptr;
-  const Logits logits = logits_of(p, all_logits, state, bias_tokens, bias_values, row, row_stride, vocab);
-  const int length = ceil_div(ceil_div(vocab, 4), (int)gridDim.x) * 4, begin = part * length, end = min(vocab, begin + length);
-  float best_x = minus_infinity();
-  int best_id = min(begin + (int)threadIdx.x * 4, vocab - 1);
-  for (int base = begin + threadIdx.x * 4; base < end; base += SCAN_THREADS * 4 * SCAN_LOADS) {
-    float4 v[SCAN_LOADS];
-#pragma unroll
-    for (int i = 0; i < SCAN_LOADS; i++)
-      if (base + i * SCAN_THREADS * 4 < end) v[i] = *(const float4*)(logits.row + base + i * SCAN_THREADS * 4);
-#pragma unroll
-    for (int i = 0; i < SCAN_LOADS; i++) {
-      const int at = base + i * SCAN_THREADS * 4;
-      if (at >= end) continue;
-      // Ids rise within a thread, so that the first of equals stays.
-      const auto keep = [&](int id, float, float x) { if (x > best_x) best_x = x, best_id = id; };
-      logits.give4(v[i], at, keep);
-    }
-  }
-  u64 best = candidate(best_x, best_id);
-#pragma unroll
-  for (int o = 16; o; o >>= 1) {
-    const u64 other = __shfl_xor_sync(FULL_WARP, best, o);
-    best = other > best ? other : best;
-  }
-  if ((threadIdx.x & 31) == 0) shared_bests[threadIdx.x >> 5] = best;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-#pragma unroll
-  for (int i = 1; i < SCAN_THREADS / 32; i++) best = shared_bests[i] > best ? shared_bests[i] : best;
-  bests[(u64)row * gridDim.x + part] = best;
-}
-
 KERNEL void __launch_bounds__(THREADS)
 sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows, u16* token_state,
        const int* __restrict__ bias_tokens, const float* __restrict__ bias_values, int* __restrict__ token_ids,
@@ -479,6 +354,4 @@ sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows,
     if (state != nullptr && (state[id] & STATE_COUNT) < STATE_COUNT) state[id]++;
   }
 }
-#undef SCAN_LOADS
-#undef SCAN_THREADS
 #undef THREADS

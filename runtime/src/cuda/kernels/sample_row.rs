@@ -3,7 +3,7 @@
 /// 32-bit words of a [`SampleRow`].
 pub const SAMPLE_ROW_WORDS: usize = 16;
 
-/// Mirrors `SampleRow` of `sample.cu`.
+/// Mirrors `SampleRow` of `logits.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleRow {
     /// Below 1e-5 (or not a number): greedy.
