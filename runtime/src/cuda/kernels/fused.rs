@@ -154,7 +154,7 @@ pub fn fused_for(shape: &FusedShape, clustered: bool) -> Option<(usize, u32)> {
         (After::Plain, 1..=8) if small => ("fused_m8_plain_t1_w8", 1),
         (After::Plain, 1..=8) => ("fused_m8_plain_t1_w16", 2),
         (After::Plain, 9..=16) => ("fused_m16_plain_t1_w16", if small { 1 } else { 2 }),
-        (After::Plain, 17..=32) => ("tile_m32_plain_c8", 8),
+        (After::Plain, 17..=32) if small => ("tile_m32_plain_c8", 8),
         (After::Plain, 33..=64) if small => ("tile_m64_plain_c8", 8),
         _ => return None,
     };
