@@ -1,8 +1,8 @@
 //! Checks the CUDA backend against the CPU's on a machine with a card, then times it on known shapes.
 //!
-//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama] [ops]
+//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama] [ops] [few]
 //!
-//! Without arguments: everything but `demo`, `load` and `ops`. Each section stands alone; one that fails is reported and the next goes on.
+//! Without arguments: everything but `demo`, `load`, `ops` and `few`. Each section stands alone; one that fails is reported and the next goes on.
 #![allow(clippy::unwrap_used)]
 
 use mserve_planner::model::*;
@@ -39,6 +39,11 @@ fn main() {
         section("Qwen2.5-0.5B shape", || {
             speed(&qwen_0_5b(), &[1, 8, 32, 64, 128, 256], &[(1, 128), (1, 2048), (1, 8000), (8, 1024)])
         });
+    }
+    if args.iter().any(|a| a == "few") {
+        let steps = [(1, 0), (8, 0), (16, 0)];
+        section("ops of a small step, Qwen2.5-0.5B shape", || ops(&qwen_0_5b(), &steps));
+        section("ops of a small step, Llama-3.1-8B shape", || ops(&llama_8b(), &steps));
     }
     if args.iter().any(|a| a == "ops") {
         section("ops of a step, Qwen2.5-0.5B shape", || {

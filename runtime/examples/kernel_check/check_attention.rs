@@ -194,7 +194,7 @@ fn decode(card: &Card, case: &Case) -> Outcome {
         let shares = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 4), (1, 20), (2, 2), (4, 3), (8, 2)]
             .map(|(blocks, clusters)| Shares { blocks, clusters });
         for shares in shares.into_iter().filter(|s| s.blocks <= largest) {
-            errors.push(sequences.error(&decode, DecodeLaunch { warps, shares })?);
+            errors.push(sequences.error(&decode, DecodeLaunch { warps, shares, beside_l1: false })?);
         }
     }
     let worst = errors.iter().copied().fold(0.0, f64::max);

@@ -45,7 +45,7 @@ pub fn decode(card: &Card) -> Outcome {
 
 /// As `w8/4x3`: 8 warps a block, 3 clusters of 4 blocks to a context.
 fn named(launch: &DecodeLaunch) -> String {
-    let DecodeLaunch { warps, shares: Shares { blocks, clusters } } = launch;
+    let DecodeLaunch { warps, shares: Shares { blocks, clusters }, .. } = launch;
     match clusters {
         1 => format!("w{warps}/{blocks}"),
         _ => format!("w{warps}/{blocks}x{clusters}"),
@@ -108,7 +108,7 @@ impl<'a> Point<'a> {
             for (blocks, clusters) in
                 [(1, 1), (2, 1), (4, 1), (8, 1), (1, 3), (2, 2), (2, 4), (4, 2), (4, 3), (8, 2), (8, 4), (8, 6)]
             {
-                let launch = DecodeLaunch { warps, shares: Shares { blocks, clusters } };
+                let launch = DecodeLaunch { warps, shares: Shares { blocks, clusters }, ..chosen };
                 let grid = self.decode.geometry(sequences, heads, kv_heads, launch).grid;
                 // No more than fills the card twice, nor clusters that would have less than 256 tokens.
                 let few = grid.iter().product::<u32>() * warps <= 132 * 16 && clusters as usize * 16 <= self.max_blocks;

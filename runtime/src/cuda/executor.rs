@@ -288,7 +288,8 @@ impl Executor {
         if decodes > 0 {
             let decode = &attention.decode_shape;
             let launch = decode.launch(decodes, heads.heads, heads.kv_heads, self.surfaces.max_model_len);
-            let Some(kernel) = attention.decode.get(&launch.warps) else { return Err(no_kernels(heads)) };
+            let kernels = if launch.beside_l1 { &attention.decode_few } else { &attention.decode };
+            let Some(kernel) = kernels.get(&launch.warps) else { return Err(no_kernels(heads)) };
             let mut args = vec![
                 Arg::Pointer(*qkv),
                 Arg::Int(q_stride),
@@ -440,7 +441,7 @@ mod tests {
         };
         let layers = [HeadSizes { heads: 32, kv_heads: 8, head_dim: 128 }; 32];
         // A cluster at a time for contexts that one is enough for; two of 4 sequences, at most, of long ones.
-        assert_eq!(AttentionScratch::new(decode, &layers, 256, 1024), AttentionScratch::default());
+        assert_eq!(AttentionScratch::new(decode, &layers, 256, 512), AttentionScratch::default());
         let long = AttentionScratch::new(decode, &layers, 256, 131_072);
         assert_eq!((long.partial, long.statistic), (4 * 32 * 2 * 128, 4 * 32 * 2 * 2));
         assert_eq!(AttentionScratch::new(decode, &layers, 1, 131_072).statistic, 32 * 3 * 2);

@@ -37,6 +37,8 @@ pub struct AttentionKernels {
     pub rope: Kernel,
     /// By warps a block: those that the card has shared memory for.
     pub decode: BTreeMap<u32, Kernel>,
+    /// The same for few sequences, beside products that want L1.
+    pub decode_few: BTreeMap<u32, Kernel>,
     pub decode_shape: Decode,
     pub prefill: Kernel,
     pub prefill_shape: Prefill,
@@ -105,11 +107,19 @@ impl KernelSet {
                 let kernel = get("attn_decode", d, Decode::entry(warps), decode_shape.shared_bytes(warps))?;
                 Ok::<_, CudaError>((warps, kernel))
             };
+            // How memory is divided belongs to a loaded function: this one is loaded twice.
+            let few = cubins.0.get(&("attn_decode", d)).map(|cubin| Module::load(device, cubin)).transpose()?;
+            let decode_few = |warps| {
+                let Some(module) = &few else { return decode_kernel(warps) };
+                let kernel = module.kernel(Decode::entry(warps), decode_shape.shared_bytes(warps))?;
+                Ok((warps, kernel.beside_l1()?))
+            };
             by_head_dim.insert(
                 head_dim,
                 AttentionKernels {
                     rope: get("qk_norm_rope_kv_write", d, "qk_norm_rope_kv_write", 0)?,
-                    decode: decode_warps.map(decode_kernel).collect::<Result<_, _>>()?,
+                    decode: decode_warps.clone().map(decode_kernel).collect::<Result<_, _>>()?,
+                    decode_few: decode_warps.map(decode_few).collect::<Result<_, _>>()?,
                     decode_shape,
                     prefill: get(prefill, d, prefill, shared_bytes)?,
                     prefill_shape: shape,
@@ -127,7 +137,10 @@ impl KernelSet {
             sample_scan: get("sample_scan", None, "sample_scan", 0)?,
             sample: get("sample", None, "sample", 0)?,
             token_state_reset: get("token_state", None, "token_state_reset", 0)?,
-            products: Products::ALL.iter().map(|p| get("gemv", None, p.entry, 0)).collect::<Result<_, _>>()?,
+            products: Products::ALL
+                .iter()
+                .map(|p| get("gemv", None, p.entry, 0)?.beside_l1())
+                .collect::<Result<_, _>>()?,
             wide: match modules.contains_key(&("wide_linear", None)) {
                 true => {
                     WIDE.iter().map(|w| get(w.file(), None, w.entry, w.shared_bytes())).collect::<Result<_, _>>()?
@@ -136,7 +149,10 @@ impl KernelSet {
             },
             fused: kernels::FUSED
                 .iter()
-                .map(|f| get(f.file(), None, f.entry, f.shared_bytes()))
+                .map(|f| {
+                    let kernel = get(f.file(), None, f.entry, f.shared_bytes())?;
+                    if f.reads_through_l1() { kernel.beside_l1() } else { Ok(kernel) }
+                })
                 .collect::<Result<_, _>>()?,
             by_head_dim,
         })

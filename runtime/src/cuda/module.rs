@@ -134,10 +134,26 @@ impl Arg {
 }
 
 const MAX_ARGS: usize = 40;
+/// Percent of the most shared memory that kernels beside L1 ask for; one that needs more gets it. Of 8 to 100 the fastest on
+/// an H200.
+const BESIDE_L1_PERCENT: i32 = 20;
+/// Shared memory of all blocks of a multiprocessor that kernels which run [`Kernel::beside_l1`] may have.
+pub const BESIDE_L1_BYTES: u32 = 132 << 10;
 
 impl Kernel {
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Asks for a division of a multiprocessor's memory that leaves much of it to L1. Kernels behind one another should want
+    /// the same: otherwise the second cannot begin before the first has left. On an H200 a decode step of one sequence took
+    /// 4.35 ms where nobody asked, 4.46 with all of it for shared memory and 4.05 so; of the 0.5B model 0.57, 0.58 and 0.49.
+    pub fn beside_l1(self) -> Result<Self, CudaError> {
+        let division = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function is live.
+        let result = unsafe { sys::cuFuncSetAttribute(self.function, division, BESIDE_L1_PERCENT) };
+        self.module.device.check("cuFuncSetAttribute", result)?;
+        Ok(self)
     }
 
     /// Puts one launch into the device's stream.

@@ -16,16 +16,18 @@
 // - K: where rows are whole 128 bytes, odd ones have the two halves of each 128 bytes exchanged.
 // - V: 32 bytes between four tokens and the next four, and the four lanes of a row read from four such groups.
 // Expected: bytes of K and V, sequences * context * kv_heads * HEAD_DIM * 4 at 4.36 TB/s. Measured on an H200 (2026-11-28),
-// us of one launch between two other kernels, bound in brackets; K then came with its halves in place:
+// us of one launch between two other kernels, bound in brackets:
 //   sequences x context     32 heads of 128, 8 of KV              14 heads of 64, 2 of KV
-//     1 x 1,024             4.1 [1.0]     w8, cluster of 4        3.2 [0.1]     w8, cluster of 8
-//     8 x 1,024            11.1 [7.7]     w8, cluster of 2        4.1 [1.0]     w8, cluster of 8
-//    64 x 1,024            66.4 [61.6]    w8                     10.9 [7.7]     w8, cluster of 2
-//   128 x 1,024           124.7 [123.1]   w4                     17.9 [15.4]    w8
-//   256 x 1,024           247.4 [246.3]   w4                     33.0 [30.8]    w4
-//     8 x 8,192            63.9 [61.6]    w8, cluster of 2       11.9 [7.7]     w8, cluster of 8
-//    64 x 128..1,920       65.2 [60.8]    w8                     10.9 [7.6]     w8, cluster of 2
-//   256 x 128..1,920      245.2 [239.4]   w4                     36.8 [29.9]    w4
+//     1 x 1,024             4.3 [1.0]     w4, clusters of 4       3.2 [0.1]     w8, clusters of 8
+//     8 x 1,024            12.2 [7.7]     w4, cluster of 2        3.8 [1.0]     w8, cluster of 4
+//    64 x 1,024            66.4 [61.6]    w8                     11.1 [7.7]     w8, cluster of 2
+//   128 x 1,024           125.6 [123.1]   w4                     17.9 [15.4]    w8
+//   256 x 1,024           247.8 [246.3]   w4                     32.8 [30.8]    w4
+//     1 x 32,768           39   [30.8]    w4, clusters of 4      10.1 [3.8]     w8, clusters of 8
+//    64 x 128..1,920       65.5 [60.8]    w8                     11.3 [7.6]     w8, cluster of 2
+//   256 x 128..1,920      246.4 [239.4]   w4                     37.2 [29.9]    w4
+// With 8 warps of 128 up to 16 sequences would be a tenth faster, but the products beside them then lose more: see
+// Kernel::beside_l1 in module.rs.
 
 #define MASKED -1e30f
 #define TILES_A_WARP 4  // before one more cluster is worth its meeting

@@ -1,5 +1,6 @@
 //! The decode attention of a card: which of its entries, and how many blocks divide a context.
 
+use super::super::module::BESIDE_L1_BYTES;
 use super::{Geometry, decode_stages};
 
 /// Tiles that a warp should have before one more cluster takes part in a context, as in the `.cu` file.
@@ -8,6 +9,8 @@ const TILES_A_WARP: u32 = 4;
 const TILE: u32 = super::BLOCK_SIZE;
 /// Heads that a block takes, of those that share a KV head.
 const HEADS_A_PASS: u32 = 8;
+/// Up to so many sequences the products beside the attention read through L1: see [`super::super::module::Kernel::beside_l1`].
+const FEW: u32 = 16;
 /// Shared memory of a multiprocessor that each block takes beside what it asked for.
 const RESERVED_BYTES: u32 = 1 << 10;
 
@@ -33,6 +36,8 @@ pub struct Shares {
 pub struct DecodeLaunch {
     pub warps: u32,
     pub shares: Shares,
+    /// By the function that leaves much of a multiprocessor's memory to L1.
+    pub beside_l1: bool,
 }
 
 /// Sequences times KV heads, the latter once more for every eight heads that share one.
@@ -83,14 +88,23 @@ impl Decode {
     /// at a time they are faster, and from several rounds on again; in between blocks of 8 even out what contexts of mixed
     /// lengths leave uneven. Fewer pairs: blocks of 8 warps, and several to a context.
     pub fn launch(&self, sequences: u32, heads: u32, kv_heads: u32, max_model_len: u32) -> DecodeLaunch {
+        if sequences > FEW || self.compute_capability.0 != 9 {
+            return self.launch_within(sequences, heads, kv_heads, max_model_len);
+        }
+        let beside = Self { shared_memory_per_block_bytes: BESIDE_L1_BYTES - RESERVED_BYTES, ..*self };
+        DecodeLaunch { beside_l1: true, ..beside.launch_within(sequences, heads, kv_heads, max_model_len) }
+    }
+
+    fn launch_within(&self, sequences: u32, heads: u32, kv_heads: u32, max_model_len: u32) -> DecodeLaunch {
         let pairs = pairs(sequences, heads, kv_heads).max(1);
         let (small, large) = (self.resident(4), self.resident(8));
         if pairs > large && pairs > small {
             let warps = if pairs > 2 * small || large == 0 { 4 } else { 8 };
-            return DecodeLaunch { warps, shares: Shares { blocks: 1, clusters: 1 } };
+            return DecodeLaunch { warps, shares: Shares { blocks: 1, clusters: 1 }, beside_l1: false };
         }
         let warps = if pairs > large { 4 } else { 8 };
-        DecodeLaunch { warps, shares: self.shares(warps, pairs, max_model_len.div_ceil(TILE)) }
+        let shares = self.shares(warps, pairs, max_model_len.div_ceil(TILE));
+        DecodeLaunch { warps, shares, beside_l1: false }
     }
 
     /// The largest clusters of which so many run at a time as contexts of `max_tiles` can use, or as cover two thirds of
@@ -110,7 +124,7 @@ impl Decode {
     }
 
     pub const fn geometry(&self, sequences: u32, heads: u32, kv_heads: u32, launch: DecodeLaunch) -> Geometry {
-        let DecodeLaunch { warps, shares: Shares { blocks, clusters } } = launch;
+        let DecodeLaunch { warps, shares: Shares { blocks, clusters }, .. } = launch;
         Geometry {
             grid: [clusters * pairs(1, heads, kv_heads), blocks, sequences],
             block: warps * 32,
@@ -145,13 +159,13 @@ mod tests {
     #[test]
     fn the_fastest_of_the_measured_is_chosen() {
         let of_8b = |sequences| chosen(hopper(128), sequences, [32, 8], 131_072);
-        assert_eq!([1, 2, 4, 8].map(of_8b), [[8, 4, 3], [8, 4, 1], [8, 2, 2], [8, 2, 1]]);
-        assert_eq!([16, 32, 64, 128, 512].map(of_8b), [[8, 1, 1], [4, 1, 1], [8, 1, 1], [4, 1, 1], [4, 1, 1]]);
+        assert_eq!([1, 2, 4, 8].map(of_8b), [[4, 4, 3], [4, 4, 1], [4, 2, 2], [4, 2, 1]]);
+        assert_eq!([16, 32, 64, 128, 512].map(of_8b), [[4, 1, 1], [4, 1, 1], [8, 1, 1], [4, 1, 1], [4, 1, 1]]);
         let of_05b = |sequences| chosen(hopper(64), sequences, [14, 2], 32_768);
-        assert_eq!([1, 8, 32, 64].map(of_05b), [[8, 8, 6], [8, 8, 1], [8, 2, 1], [8, 2, 1]]);
+        assert_eq!([1, 8, 32, 64].map(of_05b), [[8, 8, 6], [8, 4, 1], [8, 2, 1], [8, 2, 1]]);
         assert_eq!([128, 256, 512, 1024].map(of_05b), [[8, 1, 1], [4, 1, 1], [8, 1, 1], [4, 1, 1]]);
         // No long contexts, no need of more than a cluster.
-        assert_eq!(chosen(hopper(128), 1, [32, 8], 4096), [8, 8, 1]);
+        assert_eq!(chosen(hopper(128), 1, [32, 8], 1024), [4, 8, 1]);
     }
 
     #[test]

@@ -99,6 +99,11 @@ impl Fused {
         self.after == shape.after && rows && whole && k && heads && split
     }
 
+    /// Whether it has x through L1, not in shared memory.
+    pub const fn reads_through_l1(&self) -> bool {
+        self.tile == 0
+    }
+
     /// The `.cu` file.
     pub const fn file(&self) -> &'static str {
         if self.tile > 0 { "tile_linear" } else { "fused_linear" }

@@ -126,7 +126,7 @@ pub const FILES: [KernelFile; 16] = [
         Variants::Hopper,
         ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
     ),
-    file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8", "split_gated_norm",]),
+    file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
     file!("sample", Variants::Once, ["sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
