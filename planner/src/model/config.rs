@@ -10,6 +10,7 @@ mod encoder;
 mod error;
 mod families;
 mod fields;
+mod json;
 mod limits;
 mod masks;
 mod moe;
@@ -29,7 +30,8 @@ pub use error::ConfigError;
 /// # Errors
 /// [`ConfigError`], naming the field, what it holds and what would do.
 pub fn parse_config(json: &[u8]) -> Result<ModelSpec, ConfigError> {
-    let map = fields::parse_object(json)?;
+    let mut quoted = Vec::new();
+    let map = fields::parse_object(json, &mut quoted)?;
     let root = Fields::new(&map);
     let architecture = architecture::find(&root)?;
     match (families::reader(&architecture), architecture.family) {
@@ -46,7 +48,8 @@ impl ModelSpec {
     /// # Errors
     /// [`ConfigError`] for a broken file or a method that is not supported.
     pub fn with_hf_quant_config(mut self, json: &[u8]) -> Result<Self, ConfigError> {
-        let map = fields::parse_object(json)?;
+        let mut quoted = Vec::new();
+        let map = fields::parse_object(json, &mut quoted)?;
         if let Some(quantization) = quantization::from_hf_quant_config(&Fields::new(&map))? {
             self.quantization = quantization;
         }

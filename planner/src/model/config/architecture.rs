@@ -2,8 +2,8 @@
 
 use super::ConfigError;
 use super::fields::{Fields, printable};
+use super::json::Value;
 use crate::model::{Family, Pooling, Task};
-use serde_json::Value;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Head {

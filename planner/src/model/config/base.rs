@@ -1,12 +1,12 @@
 //! What most decoders say, read under the names that most files use. Family files add what is theirs.
 
 use super::architecture::{self, Architecture};
+use super::json::Value;
 use super::{ConfigError, activation, dtype, fields::Fields, limits, quantization, rope};
 use crate::model::{
     Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
     Positions, QkNorm, RopeScaling, RopeSpec,
 };
-use serde_json::Value;
 use std::ops::RangeInclusive;
 
 /// Objects in which files that describe more than a language model keep it.
@@ -151,7 +151,7 @@ impl<'a> Base<'a> {
     pub(super) fn flags(&self, owner: &Fields<'_>, name: &'static str) -> Result<Option<Vec<bool>>, ConfigError> {
         let Some(list) = owner.list(name)? else { return Ok(None) };
         self.check_length(owner, name, list)?;
-        let flag = |value: &Value| match value {
+        let flag = |value: &Value<'_>| match value {
             Value::Bool(flag) => Ok(*flag),
             Value::Number(n) if matches!(n.as_u64(), Some(0 | 1)) => Ok(n.as_u64() == Some(1)),
             other => Err(owner.wrong_type(name, other, "a list of 0 and 1")),
@@ -163,8 +163,8 @@ impl<'a> Base<'a> {
     pub(super) fn words(&self, name: &'static str) -> Result<Option<Vec<&'a str>>, ConfigError> {
         let Some(list) = self.text.list(name)? else { return Ok(None) };
         self.check_length(&self.text, name, list)?;
-        let word = |value: &'a Value| match value {
-            Value::String(word) => Ok(word.as_str()),
+        let word = |value: &'a Value<'a>| match value {
+            Value::String(word) => Ok(word.as_ref()),
             other => Err(self.text.wrong_type(name, other, "a list of strings")),
         };
         list.iter().map(word).collect::<Result<_, _>>().map(Some)
@@ -177,11 +177,12 @@ impl<'a> Base<'a> {
             let expected = format!("one entry for each of the {at_least} layers");
             return Err(self.text.out_of_range(name, &format!("a list of {}", list.len()), expected));
         }
-        let number = |value: &Value| value.as_u64().ok_or_else(|| self.text.wrong_type(name, value, "whole numbers"));
+        let number =
+            |value: &Value<'_>| value.as_u64().ok_or_else(|| self.text.wrong_type(name, value, "whole numbers"));
         list.iter().map(number).collect::<Result<_, _>>().map(Some)
     }
 
-    fn check_length(&self, owner: &Fields<'_>, name: &'static str, list: &[Value]) -> Result<(), ConfigError> {
+    fn check_length(&self, owner: &Fields<'_>, name: &'static str, list: &[Value<'_>]) -> Result<(), ConfigError> {
         if list.len() as u64 == self.layers {
             return Ok(());
         }

@@ -5,9 +5,9 @@ mod compressed_tensors;
 mod modelopt;
 mod patterns;
 
+use super::json::Value;
 use super::{ConfigError, fields::Fields};
 use crate::model::{Element, Packed, Quantization, Rules, Scales, Storage, StoredWeights};
-use serde_json::Value;
 
 pub(super) const SUPPORTED: &str = "supported: awq, gptq, auto-round, fp8, fbgemm_fp8, modelopt, compressed-tensors, \
                                     mxfp4, bitsandbytes";

@@ -2,12 +2,12 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::Base;
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields, limits};
 use super::deepseek;
 use crate::model::{
     DType, LatentAttentionSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, OutputGate, Router, StateKind, StateSpec,
 };
-use serde_json::Value;
 
 pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
@@ -63,7 +63,10 @@ fn kda_layers(base: &Base<'_>, linear: &Fields<'_>) -> Result<Vec<bool>, ConfigE
     for value in list {
         let number = value.as_u64().filter(|&n| n >= 1 && n <= base.layers);
         let Some(slot) = number.and_then(|n| linear_layers.get_mut(n as usize - 1)) else {
-            let shown = if value.is_number() { value.to_string() } else { kind(value).to_owned() };
+            let shown = match value {
+                Value::Number(number) => number.to_string(),
+                other => kind(other).to_owned(),
+            };
             return Err(linear.out_of_range(FIELD, &shown, format!("numbers of layers, 1 to {}", base.layers)));
         };
         *slot = true;
@@ -71,6 +74,6 @@ fn kda_layers(base: &Base<'_>, linear: &Fields<'_>) -> Result<Vec<bool>, ConfigE
     Ok(linear_layers)
 }
 
-fn kind(value: &Value) -> &'static str {
+fn kind(value: &Value<'_>) -> &'static str {
     if value.is_string() { "a string" } else { "no number" }
 }

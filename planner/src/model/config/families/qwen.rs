@@ -2,11 +2,11 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
     AttentionSpec, DType, Family, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, OutputGate, StateKind, StateSpec,
 };
-use serde_json::Value;
 
 /// Qwen 1: one product for q, k and v, an MLP of half the stated width on each side.
 pub(in super::super) fn first(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {

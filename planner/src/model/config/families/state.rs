@@ -2,7 +2,7 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, per_head};
-use super::super::{ConfigError, fields::Fields, limits};
+use super::super::{ConfigError, fields::Fields, json::Value, limits};
 use super::{experts, qwen};
 use crate::model::{
     Activation, AttentionSpec, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, Router, StateKind, StateSpec,
@@ -125,7 +125,7 @@ fn pattern(text: &Fields<'_>) -> Result<Vec<char>, ConfigError> {
                 field: text.path(FIELD),
                 expected: "a letter for each layer: M, *, - or E".to_owned(),
             })?;
-            let letter = |value: &serde_json::Value| match value.as_str() {
+            let letter = |value: &Value<'_>| match value.as_str() {
                 Some("mamba") => Ok('M'),
                 Some("attention") => Ok('*'),
                 Some("mlp") => Ok('-'),
@@ -230,7 +230,7 @@ pub(in super::super) fn lfm2(arch: &Architecture, root: &Fields<'_>) -> Result<M
         conv_bias: base.flag("conv_bias")?,
     };
     let full: Vec<u64> = match base.text.list("full_attn_idxs")? {
-        Some(list) => list.iter().filter_map(serde_json::Value::as_u64).collect(),
+        Some(list) => list.iter().filter_map(Value::as_u64).collect(),
         None => Vec::new(),
     };
     let kinds = base.words("layer_types")?;

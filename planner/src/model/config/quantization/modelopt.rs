@@ -1,9 +1,9 @@
 //! NVIDIA ModelOpt: one algorithm for all modules but those left out, or one for each module named.
 
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields};
 use super::{GROUP_COLUMNS, SUPPORTED, block_scales, everywhere, patterns, skipped};
 use crate::model::{Packed, Scales, Storage, StoredWeights};
-use serde_json::Value;
 
 pub(super) fn read(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let Some((name, algorithm)) = q.string(&["quant_algo"])? else {
