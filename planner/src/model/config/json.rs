@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 
-/// Twice what the largest published file has (MiniMax-M3-NVFP4: 67,072).
-pub(super) const MAX_VALUES: u32 = 131_072;
+/// Half as many again as the largest published file has (MiniMax-M3-NVFP4: 67,072).
+pub(super) const MAX_VALUES: u32 = 98_304;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {

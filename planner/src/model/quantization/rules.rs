@@ -4,13 +4,13 @@
 //! belong to one layer under it, and what fits the others is worked out once for all layers.
 
 use super::Storage;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Exceptions from the default, by module. Names may leave off prefixes such as `model.`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rules {
     /// Whole names, of a module or of one that it is part of.
-    exact: BTreeMap<String, Storage>,
+    exact: HashMap<String, Storage>,
     /// Names with `*` that speak of one number (`layers.3.mlp*`, `*.3.mlp*`), by it: files repeat them for each layer.
     of_number: BTreeMap<u64, Vec<Glob>>,
     /// Names with `*` that fit all layers alike or none.
@@ -29,14 +29,14 @@ struct Glob {
     storage: Storage,
 }
 
-/// More names than a file needs (22,000 in MiniMax-M3-NVFP4).
-const MAX_NAMES: usize = 100_000;
+/// Three times what the largest file has (22,000 in MiniMax-M3-NVFP4).
+const MAX_NAMES: usize = 65_536;
 /// Names with `*` that speak of one number: in all, and of the same.
 const MAX_OF_NUMBERS: usize = 8192;
 const MAX_OF_ONE_NUMBER: usize = 64;
 /// The others.
 const MAX_ALIKE: usize = 64;
-const MAX_ODD: usize = 8;
+const MAX_ODD: usize = 4;
 
 /// Parts of a name that checkpoints put before or leave off.
 const WRAPPERS: [&str; 6] = ["model", "language_model", "backbone", "transformer", "text_model", "llm"];
@@ -124,7 +124,11 @@ impl<'a> Matcher<'a> {
 }
 
 fn first_fitting<'a>(globs: &'a [Glob], module: &str) -> Option<&'a Glob> {
-    globs.iter().find(|glob| ancestors(module).any(|name| glob_fits(&glob.pattern, name)))
+    globs.iter().find(|glob| {
+        // What may end in anything and fits a part of the name fits the whole.
+        let open = glob.pattern.ends_with('*');
+        ancestors(module).take(if open { 1 } else { usize::MAX }).any(|name| glob_fits(&glob.pattern, name))
+    })
 }
 
 /// The module and what it is part of, innermost first.
