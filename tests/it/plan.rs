@@ -286,7 +286,7 @@ fn the_file_that_is_written_is_what_launch_reads() {
     assert_eq!((settings.models.len(), &one.name[..], one.replicas), (1, "llama", 4));
     assert_eq!(
         (one.max_model_len, one.max_num_seqs, one.max_num_batched_tokens),
-        (Some(16_384), Some(256), Some(8192))
+        (Some(16_384), Some(256), Some(8448))
     );
     assert_eq!(one.path.canonicalize().unwrap(), llm.canonicalize().unwrap());
 

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod base;
+mod class_defaults;
 mod decoder;
 mod encoder;
 mod error;

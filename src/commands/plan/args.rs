@@ -48,7 +48,7 @@ pub struct PlanArgs {
     /// Sequences that run at once in one replica [default: 256, or the engine's]
     #[arg(long, value_name = "N", aliases = ["max-running-requests", "max-batch-size"])]
     max_num_seqs: Option<u64>,
-    /// Tokens of one step [default: 8192, or the engine's; whole texts for models that do not generate]
+    /// Tokens of one step [default: 8448, or the engine's; whole texts for models that do not generate]
     #[arg(long, value_name = "TOKENS", alias = "chunked-prefill-size", value_parser = parse_tokens)]
     max_num_batched_tokens: Option<u64>,
     /// Element type of the KV cache: auto, fp16, bf16, fp8

@@ -2,7 +2,7 @@
 
 use super::architecture::{self, Architecture};
 use super::json::Value;
-use super::{ConfigError, activation, dtype, fields::Fields, limits, quantization, rope};
+use super::{ConfigError, activation, class_defaults, dtype, fields::Fields, limits, quantization, rope};
 use crate::model::{
     Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
     Positions, QkNorm, RopeScaling, RopeSpec,
@@ -17,7 +17,9 @@ pub(super) fn text_of<'a>(root: &Fields<'a>) -> Result<Fields<'a>, ConfigError> 
     for name in NESTED {
         if let Some(nested) = root.object(name)? {
             // Omni models keep the text one level deeper.
-            return Ok(nested.object("text_config")?.unwrap_or(nested));
+            let text = nested.object("text_config")?.unwrap_or(nested);
+            let model_type = text.string(&["model_type"])?.map_or("", |(_, name)| name);
+            return Ok(text.with_defaults(class_defaults::of(model_type)));
         }
     }
     Ok(*root)
@@ -35,15 +37,16 @@ pub(super) struct Base<'a> {
 impl<'a> Base<'a> {
     pub(super) fn read(arch: &Architecture, root: &Fields<'a>) -> Result<Self, ConfigError> {
         let text = text_of(root)?;
-        // transformers leaves class defaults out of a nested object; these are LlamaConfig's, the only ones in use.
-        let defaults = arch.image_text() && matches!(text.string(&["model_type"])?, Some((_, "llama")));
-        let need = |names: &[&'static str], range: RangeInclusive<u64>, default: u64| match defaults {
-            true => Ok(text.uint(names, range)?.unwrap_or(default)),
-            false => text.required_uint(names, range),
-        };
-        let hidden = need(&["hidden_size", "n_embd", "d_model", "n_embed"], limits::HIDDEN, 4096)?;
-        let layers = need(&["num_hidden_layers", "num_layers", "n_layer", "n_layers"], limits::LAYERS, 32)?;
-        let heads = need(&["num_attention_heads", "n_head", "n_heads"], limits::HEADS, 32)?;
+        if arch.family != Family::Gemma4
+            && let Some(other) = text.value("per_layer_config")
+        {
+            let value = if other.is_string() { "a string" } else { "set" };
+            return Err(text.unsupported("per_layer_config", value, "supported: in Gemma 4"));
+        }
+        let hidden = text.required_uint(&["hidden_size", "n_embd", "d_model", "n_embed"], limits::HIDDEN)?;
+        let names = ["num_hidden_layers", "num_layers", "n_layer", "n_layers"];
+        let layers = text.required_uint(&names, limits::LAYERS)?;
+        let heads = text.required_uint(&["num_attention_heads", "n_head", "n_heads"], limits::HEADS)?;
         Ok(Self { arch: *arch, root: *root, text, hidden, layers, heads })
     }
 
@@ -127,9 +130,7 @@ impl<'a> Base<'a> {
     /// A gated MLP of `intermediate_size`.
     pub(super) fn mlp(&self) -> Result<MlpSpec, ConfigError> {
         const NAMES: [&str; 5] = ["intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "ff_intermediate_size"];
-        let llama = self.arch.image_text() && matches!(self.text.string(&["model_type"])?, Some((_, "llama")));
         match self.text.uint(&NAMES, limits::INTERMEDIATE)? {
-            None if llama => self.mlp_of(11_008),
             Some(size) => self.mlp_of(size),
             None => self.mlp_of(self.need(NAMES[0], limits::INTERMEDIATE)?),
         }
@@ -271,7 +272,7 @@ impl<'a> Base<'a> {
 
     /// All together: RMSNorm, rotary positions, head of its own unless tied.
     pub(super) fn spec(&self, layers: Vec<LayerSpec>) -> Result<ModelSpec, ConfigError> {
-        let tied = self.text.boolean("tie_word_embeddings")?.or(self.root.boolean("tie_word_embeddings")?);
+        let tied = tied(&self.text, &self.root)?;
         let mtp_layers = self.get(&["num_nextn_predict_layers", "mtp_num_hidden_layers"], 0..=64)?.unwrap_or(0);
         Ok(ModelSpec {
             architecture: self.arch.name.to_owned(),
@@ -294,9 +295,19 @@ impl<'a> Base<'a> {
 
     /// Ties embeddings where the file does not say and the family's class does.
     pub(super) fn tied_by_default(&self, spec: ModelSpec) -> Result<ModelSpec, ConfigError> {
-        let stated = self.text.boolean("tie_word_embeddings")?.or(self.root.boolean("tie_word_embeddings")?);
+        let stated = tied(&self.text, &self.root)?;
         Ok(ModelSpec { tied_embeddings: stated.unwrap_or(true), ..spec })
     }
+}
+
+/// Whether the head shares the embedding table. Where the language model and the whole contradict each other
+/// (transformers 5 writes class defaults into both), published checkpoints have a head of their own.
+pub(super) fn tied(text: &Fields<'_>, root: &Fields<'_>) -> Result<Option<bool>, ConfigError> {
+    const FIELD: &str = "tie_word_embeddings";
+    Ok(match (text.boolean(FIELD)?, root.boolean(FIELD)?) {
+        (Some(inner), Some(outer)) => Some(inner && outer),
+        (stated, None) | (None, stated) => stated,
+    })
 }
 
 pub(super) fn attention_layer(attention: AttentionSpec, ffn: Ffn) -> LayerSpec {

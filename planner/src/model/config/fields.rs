@@ -61,11 +61,13 @@ pub(super) struct Fields<'a> {
     map: &'a Object<'a>,
     /// The object that `map` was found in, for messages: `text_config`.
     parent: Option<&'static str>,
+    /// What fields hold that the object leaves out.
+    defaults: &'static [(&'static str, u64)],
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn new(map: &'a Object<'a>) -> Self {
-        Self { map, parent: None }
+        Self { map, parent: None, defaults: &[] }
     }
 
     /// The field's full name for messages: `rope_scaling.factor`.
@@ -81,12 +83,22 @@ impl<'a> Fields<'a> {
         names.iter().find_map(|&name| Some((name, self.map.get(name).filter(|v| !v.is_null())?)))
     }
 
+    /// The same object, with what its class has for fields that it leaves out.
+    pub(super) fn with_defaults(self, defaults: &'static [(&'static str, u64)]) -> Self {
+        Self { defaults, ..self }
+    }
+
+    fn default_of(&self, names: &[&'static str], range: &RangeInclusive<u64>) -> Option<u64> {
+        let default = self.defaults.iter().find(|(name, _)| names.contains(name));
+        default.map(|&(_, value)| value).filter(|value| range.contains(value))
+    }
+
     pub(super) fn value(&self, name: &'static str) -> Option<&'a Value<'a>> {
         self.find(&[name]).map(|(_, value)| value)
     }
 
     pub(super) fn uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
-        let Some((name, value)) = self.find(names) else { return Ok(None) };
+        let Some((name, value)) = self.find(names) else { return Ok(self.default_of(names, &range)) };
         let expected = || format!("a whole number from {} to {}", range.start(), range.end());
         let number = match value {
             Value::Number(n) => n,
@@ -175,7 +187,7 @@ impl<'a> Fields<'a> {
     pub(super) fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
         match self.value(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, parent: Some(name) })),
+            Some(Value::Object(map)) => Ok(Some(Fields { map, parent: Some(name), defaults: &[] })),
             Some(other) => Err(self.wrong_type(name, other, "an object")),
         }
     }

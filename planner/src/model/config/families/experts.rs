@@ -134,7 +134,11 @@ pub(in super::super) fn mimo_v2(arch: &Architecture, root: &Fields<'_>) -> Resul
         ..full
     };
     let heads = base.get(&["swa_num_attention_heads"], limits::HEADS)?.unwrap_or(full.num_heads);
-    let kv_heads = base.get(&["swa_num_key_value_heads"], limits::HEADS)?.unwrap_or(full.num_kv_heads);
+    // transformers 5 lists kinds of layers and leaves out how they differ.
+    let kv_heads = match base.text.value("hybrid_layer_pattern") {
+        None if base.text.value("layer_types").is_some() => base.need("swa_num_key_value_heads", limits::HEADS)?,
+        _ => base.get(&["swa_num_key_value_heads"], limits::HEADS)?.unwrap_or(full.num_kv_heads),
+    };
     if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of swa_num_attention_heads, {heads}");
         return Err(base.text.out_of_range("swa_num_key_value_heads", &kv_heads, expected));
@@ -149,11 +153,17 @@ pub(in super::super) fn mimo_v2(arch: &Architecture, root: &Fields<'_>) -> Resul
         sinks: base.flag("add_swa_attention_sink_bias")?,
         ..full.clone()
     };
-    let Some(slides) = base.flags(&base.text, "hybrid_layer_pattern")? else {
-        return Err(ConfigError::Missing {
-            field: base.text.path("hybrid_layer_pattern"),
-            expected: "0 (full) or 1 (sliding) for each layer".to_owned(),
-        });
+    let slides = match base.flags(&base.text, "hybrid_layer_pattern")? {
+        Some(slides) => slides,
+        None if base.text.value("layer_types").is_some() => {
+            base.masks(|_| false)?.iter().map(|mask| mask.reach().is_some()).collect()
+        }
+        None => {
+            return Err(ConfigError::Missing {
+                field: base.text.path("hybrid_layer_pattern"),
+                expected: "0 (full) or 1 (sliding) for each layer".to_owned(),
+            });
+        }
     };
     let moe = MoeSpec { router: Router::ScoreCorrected, ..base.with_shared(base.experts()?)? };
     let ffns = base.dense_then_experts(base.mlp()?, moe)?;
