@@ -3,6 +3,7 @@
 mod rules;
 
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 use rules::Matcher;
 pub use rules::Rules;
@@ -25,7 +26,8 @@ pub struct StoredWeights {
     /// Of experts that no rule names.
     pub experts: Storage,
     #[serde(skip)]
-    pub rules: Rules,
+    /// Shared: they may be tens of thousands, and specs are cloned.
+    pub rules: Arc<Rules>,
     /// The checkpoint asks for an fp8 KV cache under `--kv-cache-dtype auto`.
     pub kv_cache_fp8: bool,
 }

@@ -46,6 +46,8 @@ pub enum Family {
     Arcee,
     Baichuan,
     Bamba,
+    /// Encoders near BERT: MPNet, DeBERTa, ELECTRA, gte, Jina.
+    BertLike,
     /// Llama with biases by flags of their own: InternLM 1 and 3, Seed-OSS, MiMo.
     Biased,
     Bloom,
@@ -78,6 +80,7 @@ pub enum Family {
     Granite,
     GraniteMoe,
     GraniteMoeHybrid,
+    Grok,
     Hunyuan,
     InternLm2,
     Jamba,

@@ -37,12 +37,6 @@ pub(super) struct Base<'a> {
 impl<'a> Base<'a> {
     pub(super) fn read(arch: &Architecture, root: &Fields<'a>) -> Result<Self, ConfigError> {
         let text = text_of(root)?;
-        if arch.family != Family::Gemma4
-            && let Some(other) = text.value("per_layer_config")
-        {
-            let value = if other.is_string() { "a string" } else { "set" };
-            return Err(text.unsupported("per_layer_config", value, "supported: in Gemma 4"));
-        }
         let hidden = text.required_uint(&["hidden_size", "n_embd", "d_model", "n_embed"], limits::HIDDEN)?;
         let names = ["num_hidden_layers", "num_layers", "n_layer", "n_layers"];
         let layers = text.required_uint(&names, limits::LAYERS)?;
@@ -64,6 +58,20 @@ impl<'a> Base<'a> {
 
     pub(super) fn get(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
         self.text.uint(names, range)
+    }
+
+    /// A number for all layers, or a list with the same number for each (Hunyuan).
+    pub(super) fn same(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
+        let listed = names.iter().find(|&&name| self.text.value(name).is_some_and(Value::is_array));
+        let Some(&name) = listed else { return self.get(names, range) };
+        let numbers = self.numbers(name, self.layers as usize)?.unwrap_or_default();
+        match numbers.first() {
+            Some(first) if range.contains(first) && numbers.iter().all(|n| n == first) => Ok(Some(*first)),
+            _ => {
+                let expected = format!("the same number for all layers, {} to {}", range.start(), range.end());
+                Err(self.text.out_of_range(name, "a list of others", expected))
+            }
+        }
     }
 
     pub(super) fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
@@ -245,8 +253,8 @@ impl<'a> Base<'a> {
             (Some(stated), _) => stated,
             // Without positions there is no length; a million tokens is what such models are tried with.
             (None, Family::Mamba | Family::Mamba2) => 1 << 20,
-            // ALiBi files leave out the 2,048 tokens that the model was trained on.
-            (None, Family::Bloom) => 2048,
+            // Files of these leave out the 2,048 tokens that the models were trained on.
+            (None, Family::Bloom | Family::Falcon) => 2048,
             (None, _) => self.need(NAMES[0], limits::POSITIONS)?,
         };
         rope::planned_context(&self.text, stated)

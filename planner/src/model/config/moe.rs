@@ -4,17 +4,22 @@ use super::base::Base;
 use super::{ConfigError, limits};
 use crate::model::{Ffn, MlpSpec, MoeSpec, Router};
 
+/// Names for the number of routed experts.
+pub(super) const NUMBER: [&str; 5] =
+    ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_moe_experts"];
+
 impl Base<'_> {
     /// Routed experts alone, under any of the names for their number, choice and width.
     pub(super) fn experts(&self) -> Result<MoeSpec, ConfigError> {
-        const NUMBER: [&str; 5] =
-            ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_moe_experts"];
         const TOP_K: [&str; 6] =
             ["num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "experts_per_token"];
         const SIZE: [&str; 3] = ["moe_intermediate_size", "expert_intermediate_size", "expert_ffn_hidden_size"];
         let num_experts = self.text.required_uint(&NUMBER, limits::EXPERTS)?;
-        let top_k = self.text.required_uint(&TOP_K, 1..=num_experts)?;
-        let size = self.get(&SIZE, limits::INTERMEDIATE)?;
+        let top_k = match self.same(&TOP_K, 1..=num_experts)? {
+            Some(top_k) => top_k,
+            None => self.text.required_uint(&TOP_K, 1..=num_experts)?,
+        };
+        let size = self.same(&SIZE, limits::INTERMEDIATE)?;
         let expert = match size {
             Some(size) => self.mlp_of(size)?,
             None => self.mlp()?,

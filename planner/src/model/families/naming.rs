@@ -277,6 +277,26 @@ pub(super) fn naming(family: Family) -> Naming {
             expert_parts: ["w1", "w3", "w2"],
             ..LLAMA
         },
+        Family::Grok => Naming {
+            norms: &["pre_attn_norm", "pre_moe_norm", "post_attn_norm", "post_moe_norm"],
+            router: "block_sparse_moe.gate",
+            experts: "block_sparse_moe.experts.*",
+            expert_parts: ["w1", "w3", "w2"],
+            ..LLAMA
+        },
+        Family::BertLike => Naming {
+            embed: "embeddings.word_embeddings",
+            positions: "embeddings.position_embeddings",
+            layers: "encoder.layer",
+            final_norm: "embeddings.LayerNorm",
+            norms: &["attention.output.LayerNorm", "output.LayerNorm"],
+            mixer: "attention",
+            qkv: &["self.query", "self.key", "self.value"],
+            output: "output.dense",
+            mlp: "",
+            mlp_parts: ["gate.dense", "intermediate.dense", "output.dense"],
+            ..LLAMA
+        },
         Family::ModernBert => Naming {
             embed: "embeddings.tok_embeddings",
             layers: "layers",

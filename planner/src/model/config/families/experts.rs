@@ -5,8 +5,8 @@ use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, MoeSpec,
-    NormKind, OutputGate, QkNorm, Router, StateKind, StateSpec,
+    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, KvOrigin, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec,
+    MoeSpec, NormKind, OutputGate, QkNorm, Router, StateKind, StateSpec,
 };
 
 fn all_layers(base: &Base<'_>, attention: AttentionSpec, moe: MoeSpec) -> Vec<LayerSpec> {
@@ -299,6 +299,35 @@ pub(in super::super) fn hunyuan(arch: &Architecture, root: &Fields<'_>) -> Resul
     debug_assert_eq!(arch.family, Family::Hunyuan);
     let attention = AttentionSpec { qk_norm: per_head(base.flag("use_qk_norm")?), ..base.attention(base.kv_heads()?)? };
     let moe = base.experts()?;
-    let shared = base.flag("use_mixed_mlp_moe")?.then_some(moe.expert);
-    base.spec(all_layers(&base, attention, MoeSpec { shared, ..moe }))
+    let count = base.same(&["num_shared_expert"], 0..=64)?.unwrap_or(1);
+    let width = count * base.mlp()?.intermediate_size;
+    let shared =
+        (base.flag("use_mixed_mlp_moe")? && width > 0).then_some(MlpSpec { intermediate_size: width, ..moe.expert });
+    let skipped = base.get(&["moe_layer_num_skipped"], 0..=base.layers)?.unwrap_or(0);
+    let moe = MoeSpec { shared, ..moe };
+    let of_layer = |i: u64| if i < skipped { base.mlp().map(Ffn::Dense) } else { Ok(Ffn::Experts(moe)) };
+    let ffns = (0..base.layers).map(of_layer).collect::<Result<Vec<_>, _>>()?;
+    let layers = ffns.into_iter().zip(shared_caches(&base, &attention)?);
+    base.spec(layers.map(|(ffn, attention)| attention_layer(attention, ffn)).collect())
+}
+
+/// Cross-layer attention: of so many layers the first keeps the keys and values of all.
+pub(super) fn shared_caches(base: &Base<'_>, attention: &AttentionSpec) -> Result<Vec<AttentionSpec>, ConfigError> {
+    let share = match base.flag("use_cla")? {
+        true => base.get(&["cla_share_factor"], 1..=*limits::LAYERS.end())?.unwrap_or(2),
+        false => 1,
+    };
+    let kv = |i: u64| match i % share {
+        0 => attention.kv,
+        behind => KvOrigin::SharedWith { layer: i - behind },
+    };
+    Ok((0..base.layers).map(|i| AttentionSpec { kv: kv(i), ..attention.clone() }).collect())
+}
+
+/// Grok: experts, and in Grok 2 a dense MLP beside them.
+pub(in super::super) fn grok(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    let base = Base::read(arch, root)?;
+    let dense = if base.flag("residual_moe")? { Some(base.mlp()?) } else { None };
+    let moe = MoeSpec { dense, ..base.experts()? };
+    base.spec(all_layers(&base, base.attention(base.kv_heads()?)?, moe))
 }

@@ -91,7 +91,8 @@ fn own_heads(base: &Base<'_>) -> Result<OwnHeads, ConfigError> {
             return Err(base.text.out_of_range(FIELD, &printable(number), expected));
         };
         let fields = Fields::new(map);
-        if let Some((other, _)) = fields.entries().find(|(name, _)| !["head_dim", "num_key_value_heads"].contains(name)) {
+        if let Some((other, _)) = fields.entries().find(|(name, _)| !["head_dim", "num_key_value_heads"].contains(name))
+        {
             return Err(base.text.unsupported(FIELD, other, "supported: head_dim, num_key_value_heads"));
         }
         let kv_heads = fields.uint(&["num_key_value_heads"], limits::HEADS)?;

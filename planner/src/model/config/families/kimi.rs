@@ -59,7 +59,8 @@ fn delta(linear: &Fields<'_>) -> Result<StateSpec, ConfigError> {
         value_head_dim: head_dim,
         key_heads: heads,
         key_head_dim: head_dim,
-        conv_kernel: linear.required_uint(&["short_conv_kernel_size", "linear_conv_kernel_dim"], limits::CONV_KERNEL)?,
+        conv_kernel: linear
+            .required_uint(&["short_conv_kernel_size", "linear_conv_kernel_dim"], limits::CONV_KERNEL)?,
         state_dtype: Some(DType::F32),
         dt_rank: if full_rank { 0 } else { head_dim },
         bias: false,

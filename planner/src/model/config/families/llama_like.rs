@@ -4,6 +4,7 @@
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
+use super::experts;
 use crate::model::{Activation, AttentionSpec, Family, Ffn, Mask, MlpSpec, ModelSpec, NormKind, QkNorm};
 
 /// XVERSE, and image models around a Llama, Mistral or Phi-3: multi-head where KV heads are not stated.
@@ -170,7 +171,9 @@ pub(in super::super) fn hunyuan(arch: &Architecture, root: &Fields<'_>) -> Resul
     let base = Base::read(arch, root)?;
     let qk_norm = per_head(base.flag("use_qk_norm")? || base.flag("qk_norm")?);
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads()?)? };
-    base.spec(base.uniform(attention, base.mlp()?))
+    let mlp = base.mlp()?;
+    let attentions = experts::shared_caches(&base, &attention)?;
+    base.spec(attentions.into_iter().map(|attention| attention_layer(attention, Ffn::Dense(mlp))).collect())
 }
 
 /// ERNIE 4.5: `use_bias` for all products.

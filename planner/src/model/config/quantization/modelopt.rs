@@ -4,6 +4,7 @@ use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields};
 use super::{GROUP_COLUMNS, SUPPORTED, block_scales, everywhere, patterns, skipped};
 use crate::model::{Packed, Scales, Storage, StoredWeights};
+use std::sync::Arc;
 
 pub(super) fn read(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let Some((name, algorithm)) = q.string(&["quant_algo"])? else {
@@ -57,5 +58,5 @@ fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
         None => fp8.unwrap_or(Storage::Plain),
     };
     let linear = fp8.unwrap_or(Storage::Plain);
-    Ok(StoredWeights { method: "modelopt".to_owned(), linear, experts, rules, kv_cache_fp8: false })
+    Ok(StoredWeights { method: "modelopt".to_owned(), linear, experts, rules: Arc::new(rules), kv_cache_fp8: false })
 }
