@@ -84,8 +84,17 @@ fn failure(error: &PlanError) -> Failure {
     match error {
         PlanError::MissesTarget(_) => Failure::does_not_fit(error.to_string())
             .hint("leave --gpus out to see how many cards the targets need, or relax the target"),
-        PlanError::Unsupported(_) => Failure::does_not_fit(error.to_string())
-            .hint("another card (--gpu), a checkpoint in another form, or --kv-cache-dtype auto"),
+        PlanError::Unsupported(unsupported) => {
+            let other = "a checkpoint in another form";
+            let hint = match &unsupported.smallest_card {
+                Some(card) => format!("--gpu {card} is the smallest card of the table that does, or {other}"),
+                None => format!("no card of the table holds it: {other}"),
+            };
+            Failure::does_not_fit(error.to_string()).hint(hint)
+        }
+        PlanError::TooManyGpus { .. } => {
+            Failure::does_not_fit(error.to_string()).hint("a larger card (--gpu), or less to ask of it")
+        }
         PlanError::DoesNotFit(_) => Failure::does_not_fit(error.to_string()),
         _ => Failure::usage(error.to_string()),
     }

@@ -2,7 +2,7 @@
 
 use super::accounting::budget;
 use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
-use crate::gpus::GPUS;
+use crate::gpus::{GPUS, GpuModel};
 use crate::memory::{EngineLimits, KvCacheDtype, TermKind, WeightSource, rank_weight_bytes};
 use crate::model::Program;
 use crate::tensor_parallel;
@@ -148,6 +148,13 @@ fn more_gpus<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Ch
 fn smallest_card(request: &PlanRequest<'_>, subject: &Subject<'_>) -> Option<&'static str> {
     let on = |card: Card| PlanRequest { card, gpus: 1, tensor_parallel_size: None, ..request.clone() };
     GPUS.iter().find(|gpu| subject.fits(&on(Card::from(*gpu)))).map(|gpu| gpu.full_name)
+}
+
+/// Name of the smallest card of which as many do.
+pub(super) fn bigger_or_newer_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
+    let subject = Subject::new(request, program);
+    let with = |gpu: &GpuModel| PlanRequest { card: Card::from(gpu), ..request.clone() };
+    GPUS.iter().find(|gpu| subject.fits(&with(gpu))).map(|gpu| gpu.name)
 }
 
 fn bigger_card<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Change, PlanRequest<'a>)> {
