@@ -173,8 +173,8 @@ impl PlanArgs {
         let version = self.engine_version.or(log.and_then(|log| log.version));
         let fraction = self.gpu_memory_utilization.or(log.and_then(|log| log.gpu_memory_utilization));
         let total = chosen.card.memory_total_bytes;
-        // A log is of one TP size: the one that is planned.
-        let tp = self.tensor_parallel_size.unwrap_or(1);
+        // A log is of one TP size: the one that it says, or that is planned.
+        let tp = log.and_then(|log| log.tensor_parallel_size).or(self.tensor_parallel_size).unwrap_or(1);
         Ok(PlanRequest {
             model_name: &model.name,
             spec: &model.spec,
@@ -187,6 +187,10 @@ impl PlanArgs {
             accounting: Accounting {
                 version,
                 default_fraction: fraction.is_none(),
+                default_max_num_seqs: self.max_num_seqs.is_none(),
+                // Of models that do not generate a step is as long as a text.
+                default_max_num_batched_tokens: self.max_num_batched_tokens.is_none()
+                    && model.spec.task == Task::Generate,
                 calibration: log.map(|log| (tp, log.calibration(Some(total), fraction))),
             },
             kv_cache_dtype: self.kv_cache_dtype,

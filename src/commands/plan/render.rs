@@ -107,7 +107,7 @@ fn account(theirs: &EngineBudget) -> String {
         Engine::Vllm => "vLLM",
         Engine::Sglang => "SGLang",
     };
-    let mut out = format!("{}\n", theirs.printed);
+    let mut out = format!("{}\n", theirs.lines());
     let assumed: Vec<&str> = theirs.assumed.iter().map(|fact| fact.0.as_str()).collect();
     let _ = writeln!(
         out,
