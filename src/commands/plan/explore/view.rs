@@ -142,9 +142,46 @@ fn options<'a>(plan: &Plan, width: u16, theme: Theme) -> Table<'a> {
     table(&COLUMNS, rows.collect(), " options, best first ", width, theme)
 }
 
+/// What users get first, then where the memory goes: a low screen cuts the end.
 fn figures<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, width: u16, theme: Theme) -> Paragraph<'a> {
-    let budget = &best.per_gpu;
+    let mut lines = service(explorer, plan, best, theme);
+    lines.extend(memory(best, width, theme));
+    if let Some(speed) = &best.speed {
+        lines.push(Line::from(format!("slowest    {}", speed.bottleneck.label())));
+    }
+    Paragraph::new(lines).wrap(Wrap { trim: true }).block(block(" the best ", theme))
+}
+
+fn service<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, theme: Theme) -> Vec<Line<'a>> {
     let before = explorer.before.as_ref();
+    let compare = |now: f64, was: Option<f64>| delta(now, was, theme);
+    let at_once = best.typical.requests_total;
+    let mut lines = vec![Line::from(vec![
+        Span::raw(format!(
+            "holds      {} requests of {} tokens",
+            format_count(at_once),
+            format_count(plan.typical_len_tokens)
+        )),
+        compare(at_once as f64, before.map(|b| b.typical.requests_total as f64)),
+    ])];
+    let Some(speed) = &best.speed else { return lines };
+    let was = before.and_then(|b| b.speed.as_ref());
+    lines.push(Line::from(vec![
+        Span::raw(format!("serves     {:.2} requests/s", speed.requests_per_s)),
+        compare(speed.requests_per_s, was.map(|s| s.requests_per_s)),
+        Span::raw(format!(", {} tokens/s", format_count(speed.output_tokens_per_s as u64))),
+    ]));
+    lines.push(Line::from(vec![
+        Span::raw(format!("users see  first token {:.0} ms", speed.replica.ttft_ms)),
+        compare(speed.replica.ttft_ms, was.map(|s| s.replica.ttft_ms)),
+        Span::raw(format!(", {:.1} ms a token", speed.replica.tpot_ms)),
+        compare(speed.replica.tpot_ms, was.map(|s| s.replica.tpot_ms)),
+    ]));
+    lines
+}
+
+fn memory<'a>(best: &PlanOption, width: u16, theme: Theme) -> Vec<Line<'a>> {
+    let budget = &best.per_gpu;
     let weights = budget.term(TermKind::Weights);
     let mut lines = vec![
         Line::from(format!(
@@ -164,32 +201,7 @@ fn figures<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, width: u
             format_count(best.kv_cache_tokens)
         )));
     }
-    let compare = |now: f64, was: Option<f64>| delta(now, was, theme);
-    let at_once = best.typical.requests_total as f64;
-    lines.push(Line::from(vec![
-        Span::raw(format!(
-            "holds      {} requests of {} tokens",
-            format_count(best.typical.requests_total),
-            format_count(plan.typical_len_tokens)
-        )),
-        compare(at_once, before.map(|b| b.typical.requests_total as f64)),
-    ]));
-    if let Some(speed) = &best.speed {
-        let was = before.and_then(|b| b.speed.as_ref());
-        lines.push(Line::from(vec![
-            Span::raw(format!("serves     {:.2} requests/s", speed.requests_per_s)),
-            compare(speed.requests_per_s, was.map(|s| s.requests_per_s)),
-            Span::raw(format!(", {} tokens/s", format_count(speed.output_tokens_per_s as u64))),
-        ]));
-        lines.push(Line::from(vec![
-            Span::raw(format!("users see  first token {:.0} ms", speed.replica.ttft_ms)),
-            compare(speed.replica.ttft_ms, was.map(|s| s.replica.ttft_ms)),
-            Span::raw(format!(", {:.1} ms a token", speed.replica.tpot_ms)),
-            compare(speed.replica.tpot_ms, was.map(|s| s.replica.tpot_ms)),
-        ]));
-        lines.push(Line::from(format!("slowest    {}", speed.bottleneck.label())));
-    }
-    Paragraph::new(lines).wrap(Wrap { trim: true }).block(block(" the best ", theme))
+    lines
 }
 
 /// ` (+12 %)` against the start; nothing when it has not moved.
