@@ -54,7 +54,7 @@ pub fn run(mut args: PlanArgs) -> anyhow::Result<ExitCode> {
             plan.notes.extend(chosen.notes.iter().chain(&model.notes).cloned());
             plan.notes.extend(not_launched(&model.spec, &plan));
             if let Some(file) = &args.output.write {
-                write::deployment(file, &path, &plan)?;
+                write::deployment(file, &path, &request, &plan)?;
             }
             shown.plan(&request, &plan)
         }

@@ -44,7 +44,8 @@ pub(super) fn run(
     let split = split(request, &small, workload, args.split.slm_tokens)
         .map_err(|error| failure(&error, || split::changes(request, &small, workload, args.split.slm_tokens)))?;
     if let Some(file) = &args.output.write {
-        write::shared(file, path, &args.split.slm, request, &split)?;
+        let slms: Vec<_> = args.split.slm.iter().zip(&small).collect();
+        write::shared(file, path, &slms, request, &split)?;
     }
     let text = if args.output.json {
         let (card, card_source, notes) = (&request.card, chosen.source, &notes[..]);
