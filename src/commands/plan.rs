@@ -76,7 +76,7 @@ fn not_launched(spec: &ModelSpec, plan: &Plan) -> Option<String> {
         return Some(format!("Planned, and not launched on a GPU by this version: {why}."));
     }
     (best.tensor_parallel_size > 1)
-        .then(|| "`mserve launch` runs a replica on one card: of these, options with TP 1.".to_owned())
+        .then(|| "`mserve launch` runs a replica on one card: of these options, those with TP 1.".to_owned())
 }
 
 /// What is wrong with a request is the user's to mend (2); what no card can do does not fit (3).
