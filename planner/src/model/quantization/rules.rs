@@ -63,6 +63,11 @@ impl Rules {
         list.len() <= most && self.globs <= MAX_OF_NUMBERS
     }
 
+    /// Room for so many more whole names, of which a file has tens of thousands.
+    pub fn reserve(&mut self, names: usize) {
+        self.exact.reserve(names.min(MAX_NAMES));
+    }
+
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.globs == 0
     }

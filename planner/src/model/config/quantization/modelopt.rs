@@ -44,6 +44,7 @@ fn form(q: &Fields<'_>, name: &str, algorithm: &str, sizes: &Fields<'_>) -> Resu
 fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let mut rules = skipped(q)?;
     if let Some(layers) = q.object("quantized_layers")? {
+        rules.reserve(layers.entries().count());
         for (name, value) in layers.entries() {
             let Value::Object(map) = value else { return Err(layers.wrong_type(name, value, "an object")) };
             let layer = Fields::new(map);
