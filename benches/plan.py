@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""How long `mserve plan` takes, process start included: on a config alone, with targets, with small models, and on a
-checkpoint of 700 safetensors files whose headers are written here (the data behind them is a hole in the file).
+"""How long `mserve plan` takes, process start included: on every config of the tests (the slowest are named), with
+targets, with small models, and on a checkpoint of 700 safetensors files whose headers are written here (the data behind them is a hole in the file).
 
     cargo build --release && benches/plan.py [target/release/mserve]
 """
@@ -65,7 +65,8 @@ def write_checkpoint(directory):
     return len(set(weight_map.values())), len(weight_map)
 
 
-def measure(title, command, runs=30):
+def timed(command, runs):
+    """Milliseconds of each run, the shortest first."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -73,8 +74,28 @@ def measure(title, command, runs=30):
         times.append(1e3 * (time.perf_counter() - start))
         if result.returncode not in (0, 3):
             sys.exit(f"{' '.join(command)}: {result.stderr.decode()}")
-    times.sort()
+    return sorted(times)
+
+
+def show(title, times):
     print(f"{title:<48} median {times[len(times) // 2]:7.1f} ms   best {times[0]:7.1f}   worst {times[-1]:7.1f}")
+
+
+def measure(title, command, runs=30):
+    show(title, timed(command, runs))
+
+
+def every_config(plan, slowest=4, runs=7):
+    flags = ["--gpu", "h200", "--gpus", "8"]
+    found = {}
+    for name in sorted(os.listdir(CONFIGS)):
+        if name.endswith(".json") and not name.endswith(".hf_quant_config.json"):
+            found[name.removesuffix(".json")] = timed(plan + [os.path.join(CONFIGS, name)] + flags, runs)
+    by_median = sorted(found, key=lambda name: found[name][runs // 2])
+    print(f"{len(found)} configs on 8 x H200, {runs} runs each:")
+    show(f"  the middle one, {by_median[len(by_median) // 2][:28]}", found[by_median[len(by_median) // 2]])
+    for name in reversed(by_median[-slowest:]):
+        show(f"  {name[:44]}", found[name])
 
 
 def main():
@@ -82,6 +103,7 @@ def main():
     plan = [binary, "plan"]
     llama, r1 = config("meta-llama__Meta-Llama-3.1-8B"), config("deepseek-ai__DeepSeek-R1")
     small = ["--slm", config("BAAI__bge-large-en-v1.5"), "--slm", config("BAAI__bge-reranker-v2-m3")]
+    every_config(plan)
     measure("Llama-3.1-8B, 8 x H200", plan + [llama, "--gpu", "h200", "--gpus", "8"])
     measure("the same over all common cards", plan + [llama, "--gpus", "8"])
     measure("DeepSeek-R1, 8 x H200", plan + [r1, "--gpu", "h200", "--gpus", "8"])

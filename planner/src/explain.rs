@@ -3,7 +3,7 @@
 use crate::gpus;
 use crate::memory::{CacheKind, Source, TermKind};
 use crate::model::families;
-use crate::perf::{OpTime, StepTime};
+use crate::perf::{Basis, OpTime, StepTime};
 use crate::plan::{Plan, PlanOption, PlanRequest, Timed};
 use crate::units::{format_bytes, format_bytes_per_token, format_count};
 use serde::Serialize;
@@ -159,7 +159,11 @@ fn speed(best: &PlanOption, timed: &Timed) -> Vec<Explained> {
     let replica = timed.replica();
     let machine = timed.machine();
     let engine = machine.engine;
-    let fitted = format!("roofline, calibrated: {}", engine.source);
+    let fitted = match timed.basis() {
+        Basis::Calibrated => format!("calibrated: {}", engine.source),
+        Basis::Roofline => format!("roofline: constants {}", engine.source),
+        Basis::Assumed => format!("assumed: kernels counted, constants {}", engine.source),
+    };
     let gpu = machine.gpu;
     let mut rows = vec![row(
         "card",

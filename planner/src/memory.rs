@@ -15,7 +15,8 @@ pub use activations::activation_bytes;
 pub use block_groups::{Group, Groups, MambaBlocks, PoolOptions};
 pub(crate) use budget::weights_term;
 pub use budget::{
-    Budget, DEFAULT_GPU_MEMORY_UTILIZATION, EngineLimits, Source, Term, TermKind, WeightSource, requests_that_fit,
+    Budget, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS, EngineLimits, Source, Term, TermKind,
+    WeightSource, requests_that_fit,
 };
 pub use cache_plan::{CachePlan, cache_plan, kv_bytes_per_token};
 pub use dtypes::{KvCacheDtype, served_dtype};

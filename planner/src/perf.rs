@@ -5,6 +5,7 @@
 //! it; [`serving`] makes request rates of step times. The constants of an engine stand in one table, [`engines`],
 //! fitted once to measurements that stand in [`measured`]; no constant is for one model.
 
+mod basis;
 pub mod engines;
 mod extract;
 pub mod measured;
@@ -12,6 +13,7 @@ pub mod serving;
 mod step;
 mod work;
 
+pub use basis::Basis;
 pub use engines::{Engine, EngineSpeed};
 pub use extract::extract;
 pub use step::{Machine, OpTime, Step, StepTime, step_time};

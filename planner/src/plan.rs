@@ -148,7 +148,8 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let (options, rejected) = search(request, &program);
     if options.is_empty() {
         if let Err(unsupported) = support::check(request) {
-            return Err(PlanError::Unsupported(unsupported));
+            let smallest_card = changes::bigger_or_newer_card(request, &program).map(str::to_owned);
+            return Err(PlanError::Unsupported(Unsupported { smallest_card, ..unsupported }));
         }
         if let Some(miss) = Rejected::nearest_miss(&rejected) {
             return Err(PlanError::MissesTarget(miss));

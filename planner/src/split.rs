@@ -5,7 +5,7 @@
 mod options;
 mod small;
 
-pub use options::{Idle, Side, Split, SplitError, SplitOption, split};
+pub use options::{Idle, Side, Split, SplitError, SplitOption, changes, split};
 pub use small::{DEFAULT_SLM_TOKENS, NotSmall, SlmCard, SlmKind, SlmReplica, SmallModel, slm_card};
 
 use serde::{Deserialize, Serialize};

@@ -54,7 +54,7 @@ pub fn run(mut args: PlanArgs) -> anyhow::Result<ExitCode> {
             plan.notes.extend(chosen.notes.iter().chain(&model.notes).cloned());
             plan.notes.extend(not_launched(&model.spec, &plan));
             if let Some(file) = &args.output.write {
-                write::deployment(file, &path, &plan)?;
+                write::deployment(file, &path, &request, &plan)?;
             }
             shown.plan(&request, &plan)
         }
@@ -76,7 +76,7 @@ fn not_launched(spec: &ModelSpec, plan: &Plan) -> Option<String> {
         return Some(format!("Planned, and not launched on a GPU by this version: {why}."));
     }
     (best.tensor_parallel_size > 1)
-        .then(|| "`mserve launch` runs a replica on one card: of these, options with TP 1.".to_owned())
+        .then(|| "`mserve launch` runs a replica on one card: of these options, those with TP 1.".to_owned())
 }
 
 /// What is wrong with a request is the user's to mend (2); what no card can do does not fit (3).
@@ -84,8 +84,17 @@ fn failure(error: &PlanError) -> Failure {
     match error {
         PlanError::MissesTarget(_) => Failure::does_not_fit(error.to_string())
             .hint("leave --gpus out to see how many cards the targets need, or relax the target"),
-        PlanError::Unsupported(_) => Failure::does_not_fit(error.to_string())
-            .hint("another card (--gpu), a checkpoint in another form, or --kv-cache-dtype auto"),
+        PlanError::Unsupported(unsupported) => {
+            let other = "a checkpoint in another form";
+            let hint = match &unsupported.smallest_card {
+                Some(card) => format!("--gpu {card} is the smallest card of the table that does, or {other}"),
+                None => format!("no card of the table holds it: {other}"),
+            };
+            Failure::does_not_fit(error.to_string()).hint(hint)
+        }
+        PlanError::TooManyGpus { .. } => {
+            Failure::does_not_fit(error.to_string()).hint("a larger card (--gpu), or less to ask of it")
+        }
         PlanError::DoesNotFit(_) => Failure::does_not_fit(error.to_string()),
         _ => Failure::usage(error.to_string()),
     }

@@ -278,7 +278,8 @@ fn the_file_that_is_written_is_what_launch_reads() {
     let embed = model("bge large", "BAAI__bge-large-en-v1.5");
     let written = home.path().join("mserve.toml");
     let to = ["--write", written.to_str().unwrap()];
-    let output = plan(&llm, &[&["--gpu", "h100", "--gpus", "4", "--max-model-len", "16k"], &to[..]].concat());
+    let cards = ["--gpu", "h100", "--gpus", "4", "--max-model-len", "16k", "--vram-ratio", "0.8"];
+    let output = plan(&llm, &[&cards[..], &to[..]].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let flags = || Flags { config: Some(written.clone()), ..Flags::default() };
     let settings = resolve(flags(), home.path()).unwrap();
@@ -286,8 +287,9 @@ fn the_file_that_is_written_is_what_launch_reads() {
     assert_eq!((settings.models.len(), &one.name[..], one.replicas), (1, "llama", 4));
     assert_eq!(
         (one.max_model_len, one.max_num_seqs, one.max_num_batched_tokens),
-        (Some(16_384), Some(256), Some(8192))
+        (Some(16_384), Some(256), Some(8448))
     );
+    assert_eq!(one.gpu_memory_utilization.map(|share| share.ratio()), Some(0.8));
     assert_eq!(one.path.canonicalize().unwrap(), llm.canonicalize().unwrap());
 
     let slm = ["--slm", embed.to_str().unwrap(), "--slm-ratio", "60"];
@@ -297,6 +299,9 @@ fn the_file_that_is_written_is_what_launch_reads() {
     let settings = resolve(flags(), home.path()).unwrap();
     let replicas: u32 = settings.models.iter().map(|model| model.replicas).sum();
     assert_eq!((settings.models.len(), replicas, &settings.models[1].name[..]), (2, 4, "bge-large"));
+    // The runtime has no kernels for it on a card: the file says so and leaves the device to `launch`.
+    assert_eq!(format!("{:?}", settings.models[1].devices), "Auto");
+    assert!(stderr(&output).contains("serves it on the CPU: the CUDA runtime cannot run"), "{}", stderr(&output));
 
     // What launch cannot run is not written.
     std::fs::remove_file(&written).unwrap();
@@ -304,6 +309,17 @@ fn the_file_that_is_written_is_what_launch_reads() {
     let output = plan(&large, &[&["--gpu", "h100", "--gpus", "4", "--max-model-len", "8k"], &to[..]].concat());
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(!written.exists() && stderr(&output).contains("on one card"), "{}", stderr(&output));
+    let reranker = config("BAAI__bge-reranker-v2-m3");
+    let slm = ["--slm", reranker.to_str().unwrap(), "--slm-ratio", "60"];
+    for (flags, code, why) in [
+        (&slm[..], 3, "does not serve it: classifiers and rerankers"),
+        (&["--engine", "vllm"], 2, "for mserve's own runtime, and this plan is for vllm"),
+        (&["--kv-cache-dtype", "fp8"], 2, "keeps the cache in the model's own type"),
+    ] {
+        let output = plan(&llm, &[&["--gpu", "h100", "--gpus", "4", "--max-model-len", "8k"], flags, &to].concat());
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(!written.exists() && stderr(&output).contains(why), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::sglang::{self, StaticFraction};
 use super::vllm::{Groups, PoolOptions, PrintRule, Printed};
 use super::{Calibration, Engine, Version};
 use crate::memory::{activation_bytes, rank_weight_bytes};
-use crate::model::{ModelSpec, Program, Task};
+use crate::model::{Mixer, ModelSpec, Program, Task};
 use crate::units::{GIB, MIB};
 use serde::Serialize;
 
@@ -109,6 +109,9 @@ pub struct EngineBudget {
     pub kv_bytes: u64,
     /// What it prints of the pool.
     pub printed: Printed,
+    /// Keys and values of one size side by side, which SGLang counts apart.
+    #[serde(skip)]
+    pub keys_and_values: bool,
     /// The fit is good to about this much either way without a boot log.
     pub uncertainty_bytes: u64,
     pub assumed: Vec<Unknown>,
@@ -149,6 +152,14 @@ impl EngineBudget {
         }
     }
 
+    /// What the engine writes of its pool when it starts, in its own words.
+    pub fn lines(&self) -> String {
+        match self.engine {
+            Engine::Vllm => self.printed.to_string(),
+            Engine::Sglang => sglang::lines(&self.printed, self.keys_and_values),
+        }
+    }
+
     /// All but the KV pool.
     pub fn without_kv_bytes(&self) -> u64 {
         self.terms.iter().fold(0, |sum, term| sum.saturating_add(term.bytes))
@@ -185,6 +196,7 @@ fn vllm(
         terms,
         kv_bytes,
         printed: Printed::new(&groups, kv_bytes, settings.max_model_len, rule),
+        keys_and_values: true,
         uncertainty_bytes: uncertainty(calibration),
         assumed: assumed(spec, settings),
     }
@@ -240,14 +252,7 @@ fn sglang(
     calibration: Option<&Calibration>,
 ) -> EngineBudget {
     let tp = settings.pool.tensor_parallel_size;
-    let fraction = settings.fraction.unwrap_or_else(|| {
-        StaticFraction {
-            memory_total_bytes: settings.memory_total_bytes,
-            tensor_parallel_size: tp,
-            chunked_prefill_tokens: settings.max_num_batched_tokens(),
-        }
-        .default_fraction()
-    });
+    let fraction = settings.fraction.unwrap_or_else(|| static_fraction(settings));
     // Of memory free before loading; activations and graphs live in what is left.
     let requested_bytes = (settings.memory_free_bytes as f64 * fraction) as u64;
     let mut terms = vec![weights(program, spec, tp, calibration)];
@@ -282,16 +287,35 @@ fn sglang(
             max_model_len: settings.max_model_len,
             concurrency,
         },
+        keys_and_values: spec.layers.iter().all(|layer| matches!(layer.mixer, Mixer::Attention(_))),
         uncertainty_bytes: uncertainty(calibration),
         assumed: assumed(spec, settings),
     }
 }
 
+fn static_fraction(settings: &EngineSettings) -> f64 {
+    StaticFraction {
+        memory_total_bytes: settings.memory_total_bytes,
+        tensor_parallel_size: settings.pool.tensor_parallel_size,
+        chunked_prefill_tokens: settings.max_num_batched_tokens(),
+    }
+    .default_fraction()
+}
+
 fn assumed(spec: &ModelSpec, settings: &EngineSettings) -> Vec<Unknown> {
     let mut assumed = Vec::new();
     let mut say = |text: String| assumed.push(Unknown(text));
-    if settings.fraction.is_none() && settings.engine == Engine::Vllm {
-        say(format!("gpu_memory_utilization {} (default of {})", settings.gpu_memory_utilization(), settings.version));
+    if settings.fraction.is_none() {
+        say(match settings.engine {
+            Engine::Vllm => {
+                format!(
+                    "gpu_memory_utilization {} (default of {})",
+                    settings.gpu_memory_utilization(),
+                    settings.version
+                )
+            }
+            Engine::Sglang => format!("mem_fraction_static {:.3} (as 0.5.23 works it out)", static_fraction(settings)),
+        });
     }
     if settings.max_num_seqs.is_none() {
         say(format!("max_num_seqs {}", settings.max_num_seqs()));

@@ -16,6 +16,7 @@ const MAX_LINE_BYTES: usize = 4096;
 pub struct BootLog {
     pub engine: Option<Engine>,
     pub version: Option<Version>,
+    pub tensor_parallel_size: Option<u64>,
     pub gpu_memory_utilization: Option<f64>,
     pub memory_total_gib: Option<f64>,
     pub weights_gib: Option<f64>,
@@ -66,7 +67,7 @@ pub fn parse_boot_log(log: &[u8]) -> Result<BootLog, LogError> {
         let line = &line[..line.len().min(MAX_LINE_BYTES)];
         found.read(&String::from_utf8_lossy(line));
     }
-    let told = BootLog { engine: None, version: None, ..found } != BootLog::default();
+    let told = BootLog { engine: None, version: None, tensor_parallel_size: None, ..found } != BootLog::default();
     if told { Ok(found) } else { Err(LogError::NothingFound) }
 }
 
@@ -84,6 +85,7 @@ impl BootLog {
         }
         set(&mut self.gpu_memory_utilization, fraction(line, "gpu_memory_utilization (", 1.0));
         set(&mut self.gpu_memory_utilization, fraction(line, "gpu_memory_utilization=", 1.0));
+        set(&mut self.tensor_parallel_size, count(line, "tensor_parallel_size=").filter(|tp| *tp > 0));
         set(&mut self.memory_total_gib, gib(line, "total_gpu_memory ("));
         for marker in ["Model loading took ", "Loading model weights took ", "model weights take "] {
             set(&mut self.weights_gib, gib(line, marker));
@@ -128,6 +130,7 @@ impl BootLog {
         }
         set(&mut self.kv_tokens, count(line, "max_total_num_tokens="));
         set(&mut self.gpu_memory_utilization, fraction(line, "mem_fraction_static=", 1.0));
+        set(&mut self.tensor_parallel_size, count(line, "tp_size=").filter(|tp| *tp > 0));
         set(&mut self.max_model_len, count(line, "context_len="));
     }
 
@@ -191,7 +194,7 @@ mod tests {
     #[test]
     fn a_log_of_vllm_v1_is_read() {
         let log =
-            b"INFO 10-01 Initializing a V1 LLM engine (v0.11.0) with config: model='x', gpu_memory_utilization=0.9\n\
+            b"INFO 10-01 Initializing a V1 LLM engine (v0.11.0) with config: model='x', tensor_parallel_size=1, gpu_memory_utilization=0.9\n\
             INFO Model loading took 14.9889 GiB and 4.5 seconds\n\
             INFO Available KV cache memory: 51.04 GiB\n\
             INFO GPU KV cache size: 418,112 tokens\n\
@@ -199,6 +202,7 @@ mod tests {
             INFO Graph capturing finished in 21 secs, took 0.58 GiB\n";
         let found = parse_boot_log(log).unwrap();
         assert_eq!((found.engine, found.version), (Some(Engine::Vllm), Some(Version::new(0, 11, 0))));
+        assert_eq!(found.tensor_parallel_size, Some(1));
         assert_eq!((found.weights_gib, found.kv_gib), (Some(14.9889), Some(51.04)));
         assert_eq!((found.kv_tokens, found.max_model_len), (Some(418_112), Some(131_072)));
         assert_eq!((found.max_concurrency, found.graphs_gib), (Some(3.19), Some(0.58)));

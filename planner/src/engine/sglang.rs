@@ -1,5 +1,6 @@
 //! SGLang's pools: tokens, not blocks (`mem_cache/kv_cache_configurator.py`, `model_executor/pool_configurator.py`).
 
+use super::vllm::Printed;
 use crate::memory::{CacheKind, KvFormat, layer_caches};
 use crate::model::ModelSpec;
 use crate::units::{GIB, MIB};
@@ -52,6 +53,23 @@ impl Cell {
     pub fn bytes(&self, tokens: u64) -> u64 {
         tokens.saturating_mul(self.full_bytes)
     }
+}
+
+/// The lines of a start (`mem_cache/memory_pool.py`, `managers/scheduler.py`). GB are GiB there.
+pub(super) fn lines(printed: &Printed, keys_and_values: bool) -> String {
+    let gib = |bytes: u64| bytes as f64 / GIB as f64;
+    let sizes = match keys_and_values {
+        true => {
+            let half = gib(printed.available_bytes / 2);
+            format!("K size: {half:.2} GB, V size: {half:.2} GB")
+        }
+        false => format!("KV size: {:.2} GB", gib(printed.available_bytes)),
+    };
+    format!(
+        "KV Cache is allocated. #tokens: {tokens}, {sizes}\nmax_total_num_tokens={tokens}, context_len={}",
+        printed.max_model_len,
+        tokens = printed.tokens
+    )
 }
 
 /// The default of `--mem-fraction-static` (`arg_groups/memory_hook.py`): what activations and graphs are left.

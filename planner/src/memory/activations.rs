@@ -25,16 +25,13 @@ pub fn activation_bytes(
     let (mut live, mut peak) = (0_u64, 0_u64);
     for (i, op) in program.ops.iter().enumerate() {
         let io = Io::of(op);
-        for &out in &io.writes {
+        for out in io.writes() {
             live = live.saturating_add(size(out));
         }
         peak = peak.max(live);
-        let dying = io.reads.into_iter().chain(io.writes).filter(|b| last_use[b.0] == i);
-        // A buffer may be read twice by one op.
-        let mut freed: Vec<BufferId> = dying.collect();
-        freed.sort_unstable();
-        freed.dedup();
-        live -= freed.into_iter().map(size).sum::<u64>().min(live);
+        for buffer in io.distinct().filter(|b| last_use[b.0] == i) {
+            live = live.saturating_sub(size(buffer));
+        }
     }
     peak
 }
@@ -43,8 +40,7 @@ pub fn activation_bytes(
 fn last_uses(program: &Program) -> Vec<usize> {
     let mut last = vec![usize::MAX; program.buffers.len()];
     for (i, op) in program.ops.iter().enumerate() {
-        let io = Io::of(op);
-        for buffer in io.reads.into_iter().chain(io.writes) {
+        for buffer in Io::of(op).all() {
             last[buffer.0] = i;
         }
     }
@@ -54,29 +50,42 @@ fn last_uses(program: &Program) -> Vec<usize> {
 /// Buffers that an op reads, and the new ones that it writes.
 #[derive(Debug)]
 struct Io {
-    reads: Vec<BufferId>,
-    writes: Vec<BufferId>,
+    reads: [Option<BufferId>; 2],
+    writes: [Option<BufferId>; 2],
 }
 
 impl Io {
     fn of(op: &Op) -> Self {
         let (reads, writes) = match op {
-            Op::Embed { out, .. } => (vec![], vec![*out]),
-            Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => {
-                (add.iter().copied().chain([*x]).collect(), vec![*out])
-            }
-            Op::QkNormRopeKvWrite { qkv, .. } => (vec![*qkv], vec![]),
-            Op::Attention { qkv, out, .. } => (vec![*qkv], vec![*out]),
+            Op::Embed { out, .. } => ([None; 2], [Some(*out), None]),
+            Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => ([Some(*x), *add], [Some(*out), None]),
+            Op::QkNormRopeKvWrite { qkv, .. } => ([Some(*qkv), None], [None; 2]),
+            Op::Attention { qkv, out, .. } => ([Some(*qkv), None], [Some(*out), None]),
             Op::GatedAct { gate_up: x, out, .. }
             | Op::Act { x, out, .. }
             | Op::GatherLast { x, out }
             | Op::Pool { x, out, .. }
-            | Op::L2Normalize { x, out } => (vec![*x], vec![*out]),
+            | Op::L2Normalize { x, out } => ([Some(*x), None], [Some(*out), None]),
             // Logits belong to the sampler.
-            Op::LmHead { x, .. } => (vec![*x], vec![]),
-            Op::SoftCap { .. } => (vec![], vec![]),
-            Op::Planned(op) => (op.add.iter().copied().chain([op.x]).collect(), vec![op.scratch, op.out]),
+            Op::LmHead { x, .. } => ([Some(*x), None], [None; 2]),
+            Op::SoftCap { .. } => ([None; 2], [None; 2]),
+            Op::Planned(op) => ([Some(op.x), op.add], [Some(op.scratch), Some(op.out)]),
         };
         Self { reads, writes }
+    }
+
+    fn writes(&self) -> impl Iterator<Item = BufferId> {
+        self.writes.into_iter().flatten()
+    }
+
+    fn all(&self) -> impl Iterator<Item = BufferId> {
+        self.reads.into_iter().chain(self.writes).flatten()
+    }
+
+    /// A buffer may be read twice by one op.
+    fn distinct(&self) -> impl Iterator<Item = BufferId> {
+        let [first, second] = self.reads;
+        let reads = [first, second.filter(|_| second != first)];
+        reads.into_iter().chain(self.writes).flatten()
     }
 }

@@ -31,8 +31,9 @@ pub struct EngineLimits {
 pub const DEFAULT_GPU_MEMORY_UTILIZATION: f64 = 0.9;
 /// vLLM's default on cards below 70 GiB.
 pub const DEFAULT_MAX_NUM_SEQS: u64 = 256;
-/// vLLM's default for a server.
-pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: u64 = 8192;
+/// What the bundled engine takes on a card: 64 rows for each of the 132 multiprocessors of an H100 or H200. Its tiles
+/// then fill the card without a rest; 8,192 rows leave 3 % of it idle.
+pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: u64 = 132 * 64;
 pub const DEFAULT_BLOCK_SIZE_TOKENS: u64 = 16;
 
 impl EngineLimits {

@@ -1,7 +1,7 @@
 //! Writes a [`Program`]: appends ops, allocates buffers, names weights.
 
 use super::{
-    Activation, AttentionId, AttentionSpec, Buffer, BufferId, KvSource, LinearWeights, ModelSpec, NormKind, Op,
+    Activation, AttentionId, AttentionSpec, Buffer, BufferId, Forms, KvSource, LinearWeights, ModelSpec, NormKind, Op,
     PlannedOp, Pooling, Program, Role, Rows, Shard, Task, Weight, WeightId,
 };
 
@@ -9,6 +9,7 @@ use super::{
 #[derive(Debug)]
 pub struct Builder<'a> {
     spec: &'a ModelSpec,
+    forms: Forms<'a>,
     program: Program,
 }
 
@@ -22,7 +23,7 @@ impl<'a> Builder<'a> {
             output: BufferId(0),
             name_prefixes: Vec::new(),
         };
-        Self { spec, program }
+        Self { spec, forms: Forms::new(&spec.quantization), program }
     }
 
     /// Checkpoints of this family may put one of these before tensor names.
@@ -39,7 +40,7 @@ impl<'a> Builder<'a> {
     pub fn weight_as(&mut self, role: Role, name: impl Into<String>, shape: &[u64], shard: Shard) -> WeightId {
         let name = name.into();
         let module = name.strip_suffix(".weight").unwrap_or(&name);
-        let storage = self.spec.quantization.storage(module, role);
+        let storage = self.forms.of(module, role);
         let weight = Weight { name, shape: shape.to_vec(), dtype: self.spec.dtype, shard, storage };
         self.program.weights.push(weight);
         WeightId(self.program.weights.len() - 1)

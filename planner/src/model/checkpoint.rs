@@ -5,9 +5,10 @@
 //! Format: <https://github.com/huggingface/safetensors>.
 
 use super::DType;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest header the format allows.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -121,8 +122,9 @@ fn check_layout(tensors: &[TensorInfo], data_bytes: u64) -> Result<(), HeaderErr
 fn tensor_info(tensor: String, entry: &Value) -> Result<TensorInfo, HeaderError> {
     let field = |field, expected| HeaderError::Field { tensor: tensor.clone(), field, expected };
     let dtype = entry.get("dtype").and_then(Value::as_str).ok_or_else(|| field("dtype", "a string"))?;
-    let dtype: DType = serde_json::from_value(Value::from(dtype))
-        .map_err(|_| HeaderError::UnknownDType { tensor: tensor.clone(), dtype: dtype.to_owned() })?;
+    let dtype: DType = DType::deserialize(dtype.into_deserializer()).map_err(|_: serde::de::value::Error| {
+        HeaderError::UnknownDType { tensor: tensor.clone(), dtype: dtype.to_owned() }
+    })?;
     let shape = integers(entry.get("shape")).ok_or_else(|| field("shape", "a list of non-negative integers"))?;
     let offsets = integers(entry.get("data_offsets"));
     let Some(&[begin, end]) = offsets.as_deref() else {
@@ -156,8 +158,17 @@ fn unique_entries(json: &[u8]) -> Result<Vec<(String, Value)>, HeaderError> {
     match (fault, parsed.and_then(|entries| deserializer.end().map(|()| entries))) {
         (Some(fault), _) => Err(fault),
         (None, Err(error)) => Err(HeaderError::Json(error.to_string())),
-        (None, Ok(entries)) => Ok(entries),
+        (None, Ok(entries)) => match repeated(&entries) {
+            Some(name) => Err(HeaderError::Duplicate { tensor: name.to_owned() }),
+            None => Ok(entries),
+        },
     }
+}
+
+fn repeated(entries: &[(String, Value)]) -> Option<&str> {
+    let mut names: Vec<&str> = entries.iter().map(|(name, _)| &name[..]).collect();
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 struct UniqueEntries<'a> {
@@ -181,18 +192,13 @@ impl<'de> Visitor<'de> for UniqueEntries<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut seen = HashSet::new();
         let mut entries = Vec::new();
         while let Some((name, entry)) = map.next_entry::<String, Value>()? {
-            if !seen.insert(name.clone()) {
-                *self.fault = Some(HeaderError::Duplicate { tensor: name });
-            } else if entries.len() >= MAX_TENSORS {
+            if entries.len() >= MAX_TENSORS {
                 *self.fault = Some(HeaderError::TooManyTensors);
-            } else {
-                entries.push((name, entry));
-                continue;
+                return Err(serde::de::Error::custom("refused"));
             }
-            return Err(serde::de::Error::custom("refused"));
+            entries.push((name, entry));
         }
         Ok(entries)
     }
@@ -232,7 +238,8 @@ pub enum IndexError {
 /// See [`IndexError`].
 pub fn parse_index(json: &[u8]) -> Result<ShardIndex, IndexError> {
     let value: Value = serde_json::from_slice(json).map_err(|e| IndexError::Json(e.to_string()))?;
-    let map = value.get("weight_map").and_then(Value::as_object).ok_or(IndexError::NoWeightMap)?;
+    let Value::Object(mut index) = value else { return Err(IndexError::NoWeightMap) };
+    let Some(Value::Object(map)) = index.remove("weight_map") else { return Err(IndexError::NoWeightMap) };
     if map.is_empty() {
         return Err(IndexError::Empty);
     }
@@ -241,11 +248,11 @@ pub fn parse_index(json: &[u8]) -> Result<ShardIndex, IndexError> {
     }
     let mut weight_map = BTreeMap::new();
     for (tensor, file) in map {
-        let file = file.as_str().ok_or(IndexError::NoWeightMap)?;
-        if !is_plain_file_name(file) {
-            return Err(IndexError::BadFileName { tensor: tensor.clone(), file: file.to_owned() });
+        let Value::String(file) = file else { return Err(IndexError::NoWeightMap) };
+        if !is_plain_file_name(&file) {
+            return Err(IndexError::BadFileName { tensor, file });
         }
-        weight_map.insert(tensor.clone(), file.to_owned());
+        weight_map.insert(tensor, file);
     }
     Ok(ShardIndex { weight_map })
 }

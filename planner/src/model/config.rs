@@ -5,11 +5,13 @@
 
 mod architecture;
 mod base;
+mod class_defaults;
 mod decoder;
 mod encoder;
 mod error;
 mod families;
 mod fields;
+mod json;
 mod limits;
 mod masks;
 mod moe;
@@ -18,7 +20,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-use super::{Activation, DType, Family, ModelSpec};
+use super::{Activation, DType, Family, Ffn, KvOrigin, LayerSpec, Mixer, ModelSpec};
 use fields::Fields;
 
 pub use architecture::known_architectures;
@@ -29,14 +31,56 @@ pub use error::ConfigError;
 /// # Errors
 /// [`ConfigError`], naming the field, what it holds and what would do.
 pub fn parse_config(json: &[u8]) -> Result<ModelSpec, ConfigError> {
-    let map = fields::parse_object(json)?;
+    let mut quoted = Vec::new();
+    let map = fields::parse_object(json, &mut quoted)?;
     let root = Fields::new(&map);
     let architecture = architecture::find(&root)?;
-    match (families::reader(&architecture), architecture.family) {
+    let spec = match (families::reader(&architecture), architecture.family) {
         (Some(reader), _) => reader(&architecture, &root),
         (None, Family::Bert | Family::XlmRoberta) => encoder::spec(&architecture, &root),
         (None, _) => decoder::spec(&architecture, &root),
+    }?;
+    refuse_unread(&root, &spec)?;
+    Ok(spec)
+}
+
+/// Fields that make another model of it, in a file whose class was not read for them: experts in a dense class, latent
+/// or shared caches in one that keeps whole ones.
+fn refuse_unread(root: &Fields<'_>, spec: &ModelSpec) -> Result<(), ConfigError> {
+    let text = base::text_of(root)?;
+    let has = |is: fn(&LayerSpec) -> bool| spec.layers.iter().any(is);
+    let refuse = |name: &str, value: &dyn ToString| {
+        let supported = format!("supported: other classes than {}", spec.architecture);
+        Err(text.unsupported(name, &value.to_string(), supported))
+    };
+    for name in moe::NUMBER {
+        // One expert is none.
+        if let Some(count) = text.value(name).and_then(json::Value::as_u64).filter(|&count| count > 1)
+            && !has(|layer| matches!(layer.ffn, Ffn::Experts(_)))
+            && !switched_off(&text)?
+        {
+            return refuse(name, &count);
+        }
     }
+    if let Some(rank) = text.value("kv_lora_rank").and_then(json::Value::as_u64)
+        && !has(|layer| matches!(layer.mixer, Mixer::Latent(_)))
+        && text.boolean("use_mla")? != Some(false)
+    {
+        return refuse("kv_lora_rank", &rank);
+    }
+    if text.value("per_layer_config").is_some() && spec.family != Family::Gemma4 {
+        return refuse("per_layer_config", &"set");
+    }
+    let shares = |layer: &LayerSpec| layer.attention().is_some_and(|a| matches!(a.kv, KvOrigin::SharedWith { .. }));
+    if text.boolean("use_cla")? == Some(true) && !has(shares) {
+        return refuse("use_cla", &true);
+    }
+    Ok(())
+}
+
+/// Gemma 4 counts experts that a flag keeps out.
+fn switched_off(text: &Fields<'_>) -> Result<bool, ConfigError> {
+    Ok(text.boolean("enable_moe_block")? == Some(false))
 }
 
 impl ModelSpec {
@@ -46,7 +90,8 @@ impl ModelSpec {
     /// # Errors
     /// [`ConfigError`] for a broken file or a method that is not supported.
     pub fn with_hf_quant_config(mut self, json: &[u8]) -> Result<Self, ConfigError> {
-        let map = fields::parse_object(json)?;
+        let mut quoted = Vec::new();
+        let map = fields::parse_object(json, &mut quoted)?;
         if let Some(quantization) = quantization::from_hf_quant_config(&Fields::new(&map))? {
             self.quantization = quantization;
         }

@@ -24,5 +24,5 @@ pub use program::{
     AttentionId, Buffer, BufferId, Feature, KvSource, LinearWeights, Op, PlannedOp, Pooling, Program, Rows, Shard,
     Weight, WeightId,
 };
-pub use quantization::{Element, Packed, Quantization, Role, Rules, Scales, Storage, StoredWeights};
+pub use quantization::{Element, Forms, Packed, Quantization, Role, Rules, Scales, Storage, StoredWeights};
 pub use spec::{Extras, Family, LayerSpec, ModelSpec, Norm, NormKind, PerLayerInput, Positions, Task};

@@ -1,7 +1,12 @@
 //! How a checkpoint stores its linear weights: one form by default, others for the modules that rules name.
 
+mod rules;
+
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rules::Matcher;
+pub use rules::Rules;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case", tag = "quantization")]
@@ -21,7 +26,8 @@ pub struct StoredWeights {
     /// Of experts that no rule names.
     pub experts: Storage,
     #[serde(skip)]
-    pub rules: Rules,
+    /// Shared: they may be tens of thousands, and specs are cloned.
+    pub rules: Arc<Rules>,
     /// The checkpoint asks for an fp8 KV cache under `--kv-cache-dtype auto`.
     pub kv_cache_fp8: bool,
 }
@@ -139,171 +145,38 @@ pub enum Role {
     Never,
 }
 
-impl Quantization {
+/// Looks up the form of one weight after another of a model.
+#[derive(Debug)]
+pub struct Forms<'a> {
+    stored: Option<(&'a StoredWeights, Matcher<'a>)>,
+}
+
+impl<'a> Forms<'a> {
+    pub fn new(quantization: &'a Quantization) -> Self {
+        let stored = match quantization {
+            Quantization::None => None,
+            Quantization::Stored(stored) => Some((stored, Matcher::new(&stored.rules))),
+        };
+        Self { stored }
+    }
+
     /// Form of the weight of `module` (a tensor's name without `.weight`).
-    pub fn storage(&self, module: &str, role: Role) -> Storage {
-        let Self::Stored(stored) = self else { return Storage::Plain };
-        match (role, stored.rules.find(module)) {
-            (Role::Never, _) => Storage::Plain,
-            (_, Some(storage)) => storage,
-            (Role::Linear, None) => stored.linear,
-            (Role::Experts, None) => stored.experts,
-            (Role::Router | Role::Head, None) => Storage::Plain,
+    pub fn of(&mut self, module: &str, role: Role) -> Storage {
+        let Some((stored, rules)) = &mut self.stored else { return Storage::Plain };
+        if role == Role::Never {
+            return Storage::Plain;
         }
+        rules.find(module).unwrap_or(match role {
+            Role::Linear => stored.linear,
+            Role::Experts => stored.experts,
+            Role::Router | Role::Head | Role::Never => Storage::Plain,
+        })
     }
-}
-
-/// Exceptions from the default, by module. Names may leave off prefixes such as `model.`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rules {
-    /// Whole names, of a module or of one that it is part of.
-    exact: BTreeMap<String, Storage>,
-    /// Names with `*` that begin with their layer (`layers.3`), by layer: files repeat them for each.
-    of_layer: BTreeMap<String, Vec<(String, Storage)>>,
-    /// Other names with `*`; the first that fits counts.
-    globs: Vec<(String, Storage)>,
-}
-
-/// More names than a file needs (22,000 in MiniMax-M3-NVFP4).
-const MAX_NAMES: usize = 100_000;
-/// More patterns than a file needs that are tried on every module.
-const MAX_GLOBS: usize = 64;
-
-/// Parts of a name that checkpoints put before or leave off.
-const WRAPPERS: [&str; 6] = ["model", "language_model", "backbone", "transformer", "text_model", "llm"];
-
-impl Rules {
-    /// False when there are more rules than any real file has.
-    #[must_use]
-    pub fn add(&mut self, pattern: &str, storage: Storage) -> bool {
-        let pattern = stem(pattern).to_owned();
-        if !pattern.contains('*') {
-            self.exact.entry(pattern).or_insert(storage);
-            return self.exact.len() <= MAX_NAMES;
-        }
-        match layer_of(&pattern) {
-            Some(layer) => {
-                let of_layer = self.of_layer.entry(layer.to_owned()).or_default();
-                of_layer.push((pattern, storage));
-                of_layer.len() <= MAX_GLOBS && self.of_layer.len() <= MAX_NAMES
-            }
-            None => {
-                self.globs.push((pattern, storage));
-                self.globs.len() <= MAX_GLOBS
-            }
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.of_layer.is_empty() && self.globs.is_empty()
-    }
-
-    fn find(&self, module: &str) -> Option<Storage> {
-        if self.is_empty() {
-            return None;
-        }
-        // Experts are one tensor here and many in a file: the first stands for all.
-        let first = module.replace(".*", ".0");
-        let module = stem(&first);
-        if let Some(storage) = ancestors(module).find_map(|name| self.exact.get(name)) {
-            return Some(*storage);
-        }
-        // A short name without a path (`gate`, `lm_head`) means every module that ends in it (vLLM, `is_layer_skipped`).
-        let last = module.rsplit('.').next().unwrap_or(module);
-        if let Some(storage) = self.exact.get(last) {
-            return Some(*storage);
-        }
-        let of_layer = layer_of(module).and_then(|layer| self.of_layer.get(layer));
-        let globs = of_layer.into_iter().flatten().chain(&self.globs);
-        let mut fitting = globs.filter(|(glob, _)| ancestors(module).any(|name| glob_fits(glob, name)));
-        fitting.next().map(|(_, storage)| *storage)
-    }
-}
-
-/// The module and what it is part of, innermost first.
-fn ancestors(module: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(module), |name| name.rfind('.').map(|dot| &name[..dot]))
-}
-
-/// `layers.3` of `layers.3.self_attn*`, when the name begins so.
-fn layer_of(name: &str) -> Option<&str> {
-    let (list, rest) = name.split_once('.')?;
-    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    (digits > 0 && !list.contains('*')).then(|| &name[..list.len() + 1 + digits])
-}
-
-fn stem(name: &str) -> &str {
-    let mut rest = name;
-    while let Some((head, tail)) = rest.split_once('.') {
-        if !WRAPPERS.contains(&head) {
-            break;
-        }
-        rest = tail;
-    }
-    rest
-}
-
-/// `*` stands for any text. Linear in the pattern times the name.
-pub(super) fn glob_fits(glob: &str, text: &str) -> bool {
-    let mut parts = glob.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn globs_fit_whole_names() {
-        for (glob, text, fits) in [
-            ("layers.0.mlp*", "layers.0.mlp.gate", true),
-            ("layers.0.mlp*", "layers.10.mlp.gate", false),
-            ("*.attn.*", "layers.3.attn.wq_a", true),
-            ("*.attn.*", "layers.3.attn", false),
-            ("*self_attn*", "layers.3.self_attn.q_proj", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b", "ab", true),
-            ("a*b", "a", false),
-        ] {
-            assert_eq!(glob_fits(glob, text), fits, "{glob} {text}");
-        }
-    }
-
-    #[test]
-    fn rules_know_wrappers_parents_and_short_names() {
-        let mut rules = Rules::default();
-        let fp8 = Storage::Packed(Packed::fp8(Scales::Tensor));
-        for (pattern, storage) in [
-            ("model.language_model.layers.0.self_attn", Storage::Plain),
-            ("gate", Storage::Plain),
-            ("layers.1.ffn.experts", fp8),
-            ("language_model.model.layers.2.mlp*", fp8),
-            ("model.layers.*.linear_attn", fp8),
-        ] {
-            assert!(rules.add(pattern, storage));
-        }
-        assert_eq!(rules.find("model.layers.2.mlp.up_proj"), Some(fp8));
-        assert_eq!(rules.find("model.layers.20.mlp.up_proj"), None);
-        assert_eq!(rules.find("model.layers.9.linear_attn.in_proj_z"), Some(fp8));
-        assert_eq!(rules.find("model.layers.0.self_attn.q_proj"), Some(Storage::Plain));
-        assert_eq!(rules.find("model.layers.1.self_attn.q_proj"), None);
-        assert_eq!(rules.find("model.layers.7.mlp.gate"), Some(Storage::Plain));
-        assert_eq!(rules.find("layers.1.ffn.experts.*.w1"), Some(fp8));
-    }
 
     #[test]
     fn packed_bytes_count_their_scales() {

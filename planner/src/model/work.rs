@@ -1,6 +1,10 @@
 //! What each op of a model costs, for a roofline: weights read, multiplications per token, cache read per token of
 //! context. Everything is of one rank; a step's figures follow from its tokens, sequences and context lengths.
 
+mod kernels;
+
+pub use kernels::Kernels;
+
 use super::{
     BufferId, Ffn, LinearWeights, Mixer, ModelSpec, MoeSpec, Op, PlannedOp, Program, Rows, StateSpec, Storage, Weight,
     WeightId,
@@ -47,6 +51,8 @@ pub struct OpWork {
     pub context: Option<ContextWork>,
     /// State read and written for each sequence of a decode step.
     pub state_bytes_per_sequence: u64,
+    /// Launches; none for what runs within others.
+    pub kernels: Kernels,
     /// An all-reduce of so many elements per row follows (row-parallel products).
     pub all_reduce_elements_per_row: u64,
 }
@@ -195,7 +201,7 @@ impl Costs<'_> {
 
     /// Of matrices (and their vectors) that every row passes.
     fn products<'a>(&self, weights: impl Iterator<Item = &'a WeightId>) -> OpWork {
-        let mut work = empty(WorkKind::Projection);
+        let mut work = OpWork { kernels: Kernels::ONE_PRODUCT, ..empty(WorkKind::Projection) };
         for weight in weights.map(|&id| self.program.weight(id)) {
             work.weight_bytes = work.weight_bytes.saturating_add(rank_bytes(weight, self.spec, self.tp));
             if is_matrix(weight) && !weight.name.ends_with(".bias") {
@@ -235,6 +241,7 @@ impl Costs<'_> {
         let at = |work: OpWork| OpWork {
             layer: Some(op.layer),
             activation_elements_per_row: self.width(op.x) + self.width(op.scratch) + self.width(op.out),
+            kernels: Kernels::of(op.feature, layer),
             all_reduce_elements_per_row: self.reduced(op.weights.iter()),
             ..work
         };
@@ -338,6 +345,7 @@ fn empty(kind: WorkKind) -> OpWork {
         experts: None,
         context: None,
         state_bytes_per_sequence: 0,
+        kernels: Kernels::default(),
         all_reduce_elements_per_row: 0,
     }
 }

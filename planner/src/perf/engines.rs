@@ -56,6 +56,8 @@ pub struct EngineSpeed {
     /// fp8 (and fp4) products, and products that widen their weights first, against half-precision ones.
     pub fp8: f64,
     pub weight_only: f64,
+    /// Grouped products of experts, few rows each, against plain ones. Assumed: no model with experts was measured.
+    pub grouped: f64,
     /// Rates of models that do not generate against those of prompts: PyTorch runs 32 texts of 512 tokens through
     /// BERT-large in 24 ms on an H200 (fp16, SDPA); no engine here was measured on encoders yet.
     pub one_shot_model: f64,
@@ -84,6 +86,7 @@ const MSERVE: EngineSpeed = EngineSpeed {
     sampler_bytes_per_logit: 4.0,
     fp8: 0.86,
     weight_only: 0.85,
+    grouped: 0.75,
     one_shot_model: 0.752,
     one_shot_s: 6.1e-6,
     one_shot_link: 0.31,

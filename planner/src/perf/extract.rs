@@ -87,8 +87,7 @@ impl Extractor<'_> {
             weight_bytes: op.weight_bytes as f64,
             row_bytes,
             rate: rate(op.storage, self.gpu),
-            // A whole mixer or MLP: its projections in, and one out.
-            launches: if op.layer.is_some() { 2.0 } else { 1.0 },
+            kernels: op.kernels,
         });
         if head {
             // Logits are gathered: half of what an all-reduce of them would move.
@@ -106,6 +105,7 @@ impl Extractor<'_> {
             weight_bytes: op.weight_bytes as f64,
             row_bytes,
             rate: rate(op.storage, self.gpu),
+            kernels: op.kernels,
         });
     }
 

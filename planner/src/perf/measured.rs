@@ -4,7 +4,7 @@ use super::serving::{Replica, RequestShape};
 use super::{Engine, Machine, Step, step_time};
 use super::{EngineSpeed, extract};
 use crate::gpus::{GpuModel, find};
-use crate::memory::KvCacheDtype;
+use crate::memory::{DEFAULT_MAX_NUM_BATCHED_TOKENS, KvCacheDtype};
 use crate::model::{ModelSpec, families};
 
 /// One row of measurements: a model at some sizes of step.
@@ -183,21 +183,25 @@ impl Residual {
 /// What `speed` predicts for a row, with `spec` of the row's model.
 pub fn residuals(row: &Measured, spec: &ModelSpec, speed: &EngineSpeed) -> Vec<Residual> {
     let Ok(gpu) = find(CARD) else { return Vec::new() };
-    let predict = |size: u64| predict_ms(row.what, size as f64, spec, gpu, speed);
+    let predict = |size: u64| predict_ms(row, size as f64, spec, gpu, speed);
     row.points.iter().map(|&(size, measured_ms)| Residual { size, measured_ms, predicted_ms: predict(size) }).collect()
 }
 
-fn predict_ms(what: What, size: f64, spec: &ModelSpec, gpu: &GpuModel, speed: &EngineSpeed) -> f64 {
+fn predict_ms(row: &Measured, size: f64, spec: &ModelSpec, gpu: &GpuModel, speed: &EngineSpeed) -> f64 {
     let program = families::program(spec);
     let work = extract(&program, spec, gpu, speed, 1, KvCacheDtype::Auto.resolve(spec));
     let machine = Machine { gpu, tensor_parallel_size: 1, engine: speed };
     let time_ms = |step: Step| step_time(&work, &step, &machine).seconds * 1e3;
-    match what {
+    match row.what {
         What::DecodeStep => time_ms(Step::decode(size, CONTEXT_TOKENS)),
         What::FirstToken => time_ms(Step::prefill(size, size)) + speed.request_s * 1e3,
         What::Served => {
             let shape = RequestShape { input_tokens: 1024, output_tokens: 128 };
-            let replica = Replica { work: &work, machine, shape, max_num_batched_tokens: 8192 };
+            let max_num_batched_tokens = match row.engine {
+                Engine::Mserve => DEFAULT_MAX_NUM_BATCHED_TOKENS,
+                Engine::Vllm | Engine::Sglang => 8192,
+            };
+            let replica = Replica { work: &work, machine, shape, max_num_batched_tokens };
             1e3 / replica.at(size).output_tokens_per_s
         }
         What::Texts => {

@@ -4,6 +4,7 @@ use super::work::{AttentionWork, Counted, OpKind, Rate, Work};
 use super::{Engine, EngineSpeed};
 use crate::gpus::GpuModel;
 use crate::model::Rows;
+use crate::model::work::Kernels;
 use serde::{Deserialize, Serialize};
 
 /// What a step carries. Averages, hence fractions.
@@ -74,9 +75,6 @@ struct Cost {
     seconds: f64,
 }
 
-/// Router, sorting by expert, two grouped products, combining.
-const EXPERT_LAUNCHES: f64 = 5.0;
-
 /// Time one step of `work` takes.
 pub fn step_time(work: &[Counted], step: &Step, machine: &Machine<'_>) -> StepTime {
     let mut ops: Vec<OpTime> = Vec::new();
@@ -103,22 +101,22 @@ pub fn step_time(work: &[Counted], step: &Step, machine: &Machine<'_>) -> StepTi
 fn cost(work: &Work, step: &Step, machine: &Machine<'_>) -> Cost {
     let engine = machine.engine;
     match *work {
-        Work::Product { rows, flops_per_row, weight_bytes, row_bytes, rate, launches, .. } => {
+        Work::Product { rows, flops_per_row, weight_bytes, row_bytes, rate, kernels, .. } => {
             let rows = step.rows(rows);
             if rows <= 0.0 {
                 return Cost::default();
             }
             let (bytes, flops) = (weight_bytes + rows * row_bytes, rows * flops_per_row);
-            machine.product(bytes, flops, rate, launches)
+            machine.product((bytes, flops), rate, kernels, 1.0)
         }
-        Work::Experts { experts, top_k, always_bytes, flops_per_row, weight_bytes, row_bytes, rate } => {
+        Work::Experts { experts, top_k, always_bytes, flops_per_row, weight_bytes, row_bytes, rate, kernels } => {
             let rows = step.rows(Rows::Tokens);
             // Each token picks its experts evenly and by itself.
             let touched = 1.0 - (1.0 - top_k / experts).max(0.0).powf(rows);
             let weights = always_bytes + (weight_bytes - always_bytes) * touched;
             // Each token's row goes through `top_k` products.
             let (bytes, flops) = (weights + rows * top_k * row_bytes, rows * flops_per_row);
-            machine.product(bytes, flops, rate, EXPERT_LAUNCHES)
+            machine.product((bytes, flops), rate, kernels, engine.grouped)
         }
         Work::Attention(attention) => machine.attention(&attention, step),
         Work::Recurrent { state_bytes, flops_per_row, row_bytes } => {
@@ -159,7 +157,8 @@ impl Machine<'_> {
         if large <= 0.0 { 0.0 } else { large * (1.0 + (small / large).powf(p)).powf(1.0 / p) }
     }
 
-    fn product(&self, bytes: f64, flops: f64, rate: Rate, launches: f64) -> Cost {
+    /// `share`: of what a plain product reaches.
+    fn product(&self, (bytes, flops): (f64, f64), rate: Rate, kernels: Kernels, share: f64) -> Cost {
         let engine = self.engine;
         let peak = match rate {
             Rate::Half => self.half(),
@@ -170,7 +169,8 @@ impl Machine<'_> {
         let busy = self.smooth_max(self.memory_s(bytes), flops / (engine.matrix * peak));
         // Rows are quantised by a kernel of their own before an fp8 product.
         let quantise = if matches!(rate, Rate::Fp8 | Rate::Fp4) { engine.small_s } else { 0.0 };
-        Cost { bytes, flops, seconds: launches * (engine.product_s + quantise) + busy }
+        let launches = kernels.products as f64 * (engine.product_s + quantise) + kernels.small as f64 * engine.small_s;
+        Cost { bytes, flops, seconds: launches + busy / share }
     }
 
     fn attention(&self, attention: &AttentionWork, step: &Step) -> Cost {

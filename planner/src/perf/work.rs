@@ -1,6 +1,7 @@
 //! What an op does on one rank, apart from how many rows a step has.
 
 use crate::model::Rows;
+use crate::model::work::Kernels;
 use serde::{Deserialize, Serialize};
 
 /// Kinds of ops that the roofline tells apart.
@@ -61,7 +62,7 @@ pub enum Work {
         weight_bytes: f64,
         row_bytes: f64,
         rate: Rate,
-        launches: f64,
+        kernels: Kernels,
     },
     /// `top_k` of `experts` for each token. `flops_per_row` counts what a token passes, `weight_bytes` all of them,
     /// `always_bytes` the router and the experts that every token passes.
@@ -73,6 +74,7 @@ pub enum Work {
         weight_bytes: f64,
         row_bytes: f64,
         rate: Rate,
+        kernels: Kernels,
     },
     Attention(AttentionWork),
     /// A state of each sequence. `state_bytes` counts reading and writing it.

@@ -15,6 +15,9 @@ pub struct Accounting {
     pub version: Option<Version>,
     /// The ratio in the limits is a default, which the engine replaces by its own.
     pub default_fraction: bool,
+    /// So are the sequences of a step, and its tokens.
+    pub default_max_num_seqs: bool,
+    pub default_max_num_batched_tokens: bool,
     /// From a boot log, and the TP size that it was written at.
     pub calibration: Option<(u64, Calibration)>,
 }
@@ -43,8 +46,9 @@ fn settings(request: &PlanRequest<'_>, tensor_parallel_size: u64) -> Option<Engi
     Some(EngineSettings {
         version: accounting.version.unwrap_or(settings.version),
         fraction: (!accounting.default_fraction).then_some(limits.gpu_memory_utilization),
-        max_num_seqs: Some(limits.max_num_seqs),
-        max_num_batched_tokens: Some(limits.max_num_batched_tokens),
+        max_num_seqs: (!accounting.default_max_num_seqs).then_some(limits.max_num_seqs),
+        max_num_batched_tokens: (!accounting.default_max_num_batched_tokens).then_some(limits.max_num_batched_tokens),
+        a100: request.card.name.contains("A100"),
         ..settings
     })
 }

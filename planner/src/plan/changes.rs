@@ -2,8 +2,8 @@
 
 use super::accounting::budget;
 use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
-use crate::gpus::GPUS;
-use crate::memory::{EngineLimits, KvCacheDtype, TermKind};
+use crate::gpus::{GPUS, GpuModel};
+use crate::memory::{EngineLimits, KvCacheDtype, TermKind, WeightSource, rank_weight_bytes};
 use crate::model::Program;
 use crate::tensor_parallel;
 use serde::Serialize;
@@ -40,6 +40,7 @@ const SHORTEST_USEFUL_CONTEXT_TOKENS: u64 = 256;
 
 pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> DoesNotFit {
     let closest = closest(request, program);
+    let subject = Subject::new(request, program);
     let limits = &request.limits;
     let budget = budget(request, program, closest);
     let needed_bytes = budget.needed_bytes(&request.layout(closest), limits);
@@ -54,8 +55,8 @@ pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> Does
         kv_bytes: needed_bytes - budget.without_kv_bytes(),
         requested_bytes: budget.requested_bytes,
         total_bytes: budget.total_bytes,
-        smallest_card: smallest_card(request, program),
-        changes: changes(request, program),
+        smallest_card: smallest_card(request, &subject),
+        changes: changes(request, &subject),
     }
 }
 
@@ -69,24 +70,42 @@ fn closest(request: &PlanRequest<'_>, program: &Program) -> u64 {
     legal.min_by_key(|&tp| needed(tp)).unwrap_or(1)
 }
 
-fn changes(request: &PlanRequest<'_>, program: &Program) -> Vec<Change> {
+fn changes(request: &PlanRequest<'_>, subject: &Subject<'_>) -> Vec<Change> {
     let candidates = [
         fp8(request),
-        longest_context(request, program),
+        longest_context(request, subject.program),
         higher_ratio(request),
-        other_size(request, program),
-        more_gpus(request, program),
-        bigger_card(request, program),
+        other_size(request, subject.program),
+        more_gpus(request, subject),
+        bigger_card(request, subject),
     ];
     let fits = |candidate: Option<(Change, PlanRequest<'_>)>| {
         let (change, request) = candidate?;
-        fits(&request, program).then_some(change)
+        subject.fits(&request).then_some(change)
     };
     candidates.into_iter().filter_map(fits).collect()
 }
 
-fn fits(request: &PlanRequest<'_>, program: &Program) -> bool {
-    !search(request, program).0.is_empty()
+/// What is tried with other cards, and what it weighs.
+struct Subject<'a> {
+    program: &'a Program,
+    weights_bytes: u64,
+}
+
+impl<'a> Subject<'a> {
+    fn new(request: &PlanRequest<'_>, program: &'a Program) -> Self {
+        let weights_bytes = match request.weights {
+            WeightSource::Program => rank_weight_bytes(program, request.spec, 1),
+            WeightSource::Checkpoint { bytes } => bytes,
+        };
+        Self { program, weights_bytes }
+    }
+
+    fn fits(&self, request: &PlanRequest<'_>) -> bool {
+        // Ranks share the weights at best: what cannot hold its share of them is not worth a search.
+        let ranks = request.tensor_parallel_size.unwrap_or(request.gpus).max(1);
+        self.weights_bytes / ranks <= request.card.memory_total_bytes && !search(request, self.program).0.is_empty()
+    }
 }
 
 fn fp8<'a>(request: &PlanRequest<'a>) -> Option<(Change, PlanRequest<'a>)> {
@@ -119,21 +138,28 @@ fn other_size<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Chang
 }
 
 /// The next power of two of cards that does.
-fn more_gpus<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {
+fn more_gpus<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Change, PlanRequest<'a>)> {
     let counts = (0..=MAX_GPUS.ilog2()).map(|n| 1 << n).filter(|&n| n > request.gpus);
     let with = |gpus| PlanRequest { gpus, tensor_parallel_size: None, ..request.clone() };
-    let gpus = counts.take_while(|&n| n <= 64).find(|&n| fits(&with(n), program))?;
+    let gpus = counts.take_while(|&n| n <= 64).find(|&n| subject.fits(&with(n)))?;
     Some((Change::Gpus(gpus), with(gpus)))
 }
 
-fn smallest_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
+fn smallest_card(request: &PlanRequest<'_>, subject: &Subject<'_>) -> Option<&'static str> {
     let on = |card: Card| PlanRequest { card, gpus: 1, tensor_parallel_size: None, ..request.clone() };
-    GPUS.iter().find(|gpu| fits(&on(Card::from(*gpu)), program)).map(|gpu| gpu.full_name)
+    GPUS.iter().find(|gpu| subject.fits(&on(Card::from(*gpu)))).map(|gpu| gpu.full_name)
 }
 
-fn bigger_card<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {
+/// Name of the smallest card of which as many do.
+pub(super) fn bigger_or_newer_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
+    let subject = Subject::new(request, program);
+    let with = |gpu: &GpuModel| PlanRequest { card: Card::from(gpu), ..request.clone() };
+    GPUS.iter().find(|gpu| subject.fits(&with(gpu))).map(|gpu| gpu.name)
+}
+
+fn bigger_card<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Change, PlanRequest<'a>)> {
     let with = |card: Card| PlanRequest { card, ..request.clone() };
     let bigger = GPUS.iter().filter(|gpu| gpu.memory_total_bytes > request.card.memory_total_bytes);
-    let gpu = bigger.into_iter().find(|gpu| fits(&with(Card::from(*gpu)), program))?;
+    let gpu = bigger.into_iter().find(|gpu| subject.fits(&with(Card::from(*gpu))))?;
     Some((Change::Gpu(gpu.name), with(Card::from(gpu))))
 }

@@ -18,6 +18,8 @@ pub enum PlanError {
     /// No kernel for it on this generation of cards.
     #[error("{0}")]
     Unsupported(Unsupported),
+    #[error("the targets need {} x {card}; plans are made for at most {}", format_count(*needed), format_count(MAX_GPUS))]
+    TooManyGpus { needed: u64, card: String },
     #[error("targets need the rates of the card, and {card} is not in the table")]
     UnknownSpeed { card: String },
 }
@@ -88,7 +90,10 @@ pub(super) fn check(request: &PlanRequest<'_>) -> Result<(), PlanError> {
         return Err(PlanError::OutOfRange { argument: "gpu_memory_utilization", value: ratio.to_string(), expected });
     }
     if let Some(size) = request.tensor_parallel_size {
-        in_range("tensor_parallel_size", size, 1, request.gpus)?;
+        if !(1..=request.gpus).contains(&size) {
+            let expected = format!("1 to {}, the number of GPUs", request.gpus);
+            return Err(PlanError::OutOfRange { argument: "tensor_parallel_size", value: size.to_string(), expected });
+        }
         if let Err(problem) = tensor_parallel::check(request.spec, size) {
             let legal = tensor_parallel::legal_sizes(request.spec, request.gpus);
             return Err(PlanError::IllegalTensorParallel { problem, legal });

@@ -9,12 +9,13 @@ pub(super) fn notes(request: &PlanRequest<'_>, program: &Program, plan: &Plan) -
     [
         stored_dtype(plan),
         super::support::note(request),
+        super::support::half_note(request),
         image_tower(request.spec, request.weights),
         checkpoint_differs(request, program),
         sliding(request, plan),
         cannot_run(program),
         compressed(request.spec),
-        replicated_heads(plan),
+        replicated_heads(request, plan),
         sequence_limit(plan),
     ]
     .into_iter()
@@ -87,12 +88,18 @@ fn sliding(request: &PlanRequest<'_>, plan: &Plan) -> Option<String> {
     ))
 }
 
-fn replicated_heads(plan: &Plan) -> Option<String> {
+fn replicated_heads(request: &PlanRequest<'_>, plan: &Plan) -> Option<String> {
     let whole = plan.model.kv_bytes_per_token;
     let replicated = |o: &&super::PlanOption| o.kv.bytes_per_token() * o.tensor_parallel_size > whole;
     let sizes: Vec<_> = plan.options.iter().filter(replicated).map(|o| o.tensor_parallel_size.to_string()).collect();
+    let latent = plan.model.kv.groups.iter().any(|group| group.kind == CacheKind::Full)
+        && request.spec.layers.iter().any(|layer| matches!(layer.mixer, Mixer::Latent(_)));
     (!sizes.is_empty()).then(|| {
-        format!("At TP {} there are fewer KV heads than ranks: each rank keeps a copy of one.", sizes.join(", "))
+        let sizes = sizes.join(", ");
+        match latent {
+            true => format!("At TP {sizes} each rank keeps the whole cache: a latent is not divided between ranks."),
+            false => format!("At TP {sizes} there are fewer KV heads than ranks: each rank keeps a copy of one."),
+        }
     })
 }
 

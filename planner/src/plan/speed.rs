@@ -5,13 +5,14 @@ use super::{Concurrency, PlanRequest};
 use crate::gpus::{self, GpuModel};
 use crate::model::Program;
 use crate::perf::serving::{Rates, Replica, round};
-use crate::perf::{Counted, Engine, EngineSpeed, Machine, OpKind, extract};
+use crate::perf::{Basis, Counted, Engine, EngineSpeed, Machine, OpKind, extract};
 use serde::{Deserialize, Serialize};
 
 /// All replicas of an option at the load of the plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptionSpeed {
     pub engine: Engine,
+    pub basis: Basis,
     pub requests_per_s: f64,
     pub output_tokens_per_s: f64,
     /// One replica at that load.
@@ -88,6 +89,7 @@ pub struct Timed {
     work: Vec<Counted>,
     gpu: &'static GpuModel,
     engine: &'static EngineSpeed,
+    basis: Basis,
     tensor_parallel_size: u64,
     demand: Demand,
     max_model_len: u64,
@@ -103,11 +105,16 @@ impl Timed {
             work: extract(program, request.spec, gpu, engine, tensor_parallel_size, dtype),
             gpu,
             engine,
+            basis: Basis::of(request.demand.engine, gpu, tensor_parallel_size, program, &request.spec.quantization),
             tensor_parallel_size,
             demand: request.demand,
             max_model_len: request.limits.max_model_len,
             max_num_batched_tokens: request.limits.max_num_batched_tokens,
         })
+    }
+
+    pub fn basis(&self) -> Basis {
+        self.basis
     }
 
     pub fn machine(&self) -> Machine<'_> {
@@ -155,6 +162,7 @@ impl Timed {
         let rates = replica.at(load as f64);
         Ok(OptionSpeed {
             engine: self.demand.engine,
+            basis: self.basis,
             requests_per_s: round(rates.requests_per_s * replicas as f64),
             output_tokens_per_s: round(rates.output_tokens_per_s * replicas as f64),
             replica: rates.rounded(),

@@ -2,6 +2,7 @@
 
 use super::PlanRequest;
 use crate::gpus;
+use crate::memory::served_dtype;
 use crate::model::{DType, Element, Quantization, Storage};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,6 +15,8 @@ pub struct Unsupported {
     pub card: String,
     pub compute_capability: (u32, u32),
     pub needs: (u32, u32),
+    /// Name for `--gpu` of the smallest card that runs it and holds the model, as many of them.
+    pub smallest_card: Option<String>,
 }
 
 impl fmt::Display for Unsupported {
@@ -57,7 +60,7 @@ pub(super) fn check(request: &PlanRequest<'_>) -> Result<(), Unsupported> {
             return Ok(());
         }
         let (card, compute_capability) = (request.card.name.clone(), gpu.compute_capability);
-        Err(Unsupported { what, card, compute_capability, needs })
+        Err(Unsupported { what, card, compute_capability, needs, smallest_card: None })
     };
     for (element, bits, name) in forms(request) {
         refuse(format!("{name} weights"), generations(element, bits).0)?;
@@ -66,6 +69,19 @@ pub(super) fn check(request: &PlanRequest<'_>) -> Result<(), Unsupported> {
         refuse("fp8 KV caches".to_owned(), (8, 0))?;
     }
     Ok(())
+}
+
+/// bfloat16 came with compute capability 8.0; engines serve such checkpoints in float16 before it.
+pub(super) fn half_note(request: &PlanRequest<'_>) -> Option<String> {
+    let gpu = gpus::find(&request.card.name).ok()?;
+    let (major, minor) = gpu.compute_capability;
+    (served_dtype(request.spec) == DType::BF16 && (major, minor) < (8, 0)).then(|| {
+        format!(
+            "{} {major}.{minor} has no bfloat16: engines serve this model in float16 there (vLLM: --dtype half), in as \
+             many bytes.",
+            gpu.full_name
+        )
+    })
 }
 
 /// Weights that are smaller, and not faster, on this card.

@@ -101,8 +101,11 @@ impl fmt::Display for Miss {
 pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
     let any_number = PlanRequest { gpus: super::MAX_GPUS, ..request.clone() };
     error::check(&any_number)?;
-    super::support::check(request).map_err(PlanError::Unsupported)?;
     let program = families::program(request.spec);
+    super::support::check(request).map_err(|unsupported| {
+        let smallest_card = super::changes::bigger_or_newer_card(request, &program).map(str::to_owned);
+        PlanError::Unsupported(super::Unsupported { smallest_card, ..unsupported })
+    })?;
     let mut best: Option<(u64, f64)> = None;
     let mut misses = Vec::new();
     for tp in sizes(request) {
@@ -131,11 +134,7 @@ pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
     }
     match best {
         Some((gpus, _)) if gpus <= super::MAX_GPUS => Ok(gpus),
-        Some((gpus, _)) => Err(PlanError::OutOfRange {
-            argument: "GPUs that the targets need",
-            value: gpus.to_string(),
-            expected: format!("at most {}", super::MAX_GPUS),
-        }),
+        Some((needed, _)) => Err(PlanError::TooManyGpus { needed, card: request.card.name.clone() }),
         None => Err(misses.into_iter().next().map_or_else(|| too_large(request), PlanError::MissesTarget)),
     }
 }

@@ -5,7 +5,8 @@ use super::{Workload, slm_gpus};
 use crate::gpus::{self, GpuModel};
 use crate::memory::KvCacheDtype;
 use crate::perf::serving::round;
-use crate::plan::{PlanError, PlanOption, PlanRequest, Rank, plan};
+use crate::plan::{Change, PlanError, PlanOption, PlanRequest, Rank, plan};
+use crate::units::format_bytes;
 use serde::{Deserialize, Serialize};
 
 /// An LLM card waits for its host, its network and for requests about this share of the time (field experience).
@@ -73,9 +74,9 @@ pub enum SplitError {
     Plan(#[from] PlanError),
     #[error("small models need the rates of the card, and {card} is not in the table")]
     UnknownCard { card: String },
-    #[error("the small models need {needed_bytes} bytes of a card that has {total_bytes}")]
+    #[error("the small models need {} of a card that has {}", format_bytes(*needed_bytes), format_bytes(*total_bytes))]
     SmallModelsDoNotFit { needed_bytes: u64, total_bytes: u64 },
-    #[error("no way to share {gpus} cards: {why}")]
+    #[error("no way to share {gpus} {}: {why}", if *gpus == 1 { "card" } else { "cards" })]
     NoOption { gpus: u64, why: String },
 }
 
@@ -129,6 +130,16 @@ pub fn split(
         options,
         slm_card: alone,
     })
+}
+
+/// What would make a split possible: the next power of two of cards, and the smallest larger card.
+pub fn changes(request: &PlanRequest<'_>, models: &[SmallModel], workload: Workload, slm_tokens: u64) -> Vec<Change> {
+    let works = |request: &PlanRequest<'_>| split(request, models, workload, slm_tokens).is_ok();
+    let counts = [2, 4, 8, 16, 32, 64].into_iter().filter(|&gpus| gpus > request.gpus);
+    let more = counts.map(|gpus| PlanRequest { gpus, tensor_parallel_size: None, ..request.clone() }).find(works);
+    let cards = gpus::GPUS.iter().filter(|gpu| gpu.memory_total_bytes > request.card.memory_total_bytes);
+    let larger = cards.into_iter().find(|gpu| works(&PlanRequest { card: (*gpu).into(), ..request.clone() }));
+    more.map(|request| Change::Gpus(request.gpus)).into_iter().chain(larger.map(|gpu| Change::Gpu(gpu.name))).collect()
 }
 
 struct Sharing<'a> {

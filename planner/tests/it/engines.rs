@@ -100,6 +100,27 @@ fn defaults_follow_version_and_card() {
 }
 
 #[test]
+fn sglang_prints_its_own_lines() {
+    let line = |name: &str| {
+        let spec = fixtures::spec(name);
+        let settings = EngineSettings::new(Engine::Sglang, 140 * GIB, 32_768, PoolOptions::new(8, DType::BF16));
+        let budget = EngineBudget::new(&families::program(&spec), &spec, &settings, None);
+        assert!(budget.assumed.iter().any(|fact| fact.0.starts_with("mem_fraction_static 0.")), "{:?}", budget.assumed);
+        let tokens = budget.printed.tokens;
+        let read = parse_boot_log(budget.lines().as_bytes()).unwrap();
+        assert_eq!(
+            (read.engine, read.kv_tokens, read.max_model_len),
+            (Some(Engine::Sglang), Some(tokens), Some(32_768))
+        );
+        budget.lines()
+    };
+    let llama = line("meta-llama__Meta-Llama-3.1-70B");
+    assert!(llama.contains(" GB, V size: ") && llama.contains("K size: "), "{llama}");
+    let kimi = line("moonshotai__Kimi-K2-Instruct");
+    assert!(kimi.contains(", KV size: ") && !kimi.contains("V size: 0"), "{kimi}");
+}
+
+#[test]
 fn the_printed_lines_are_the_engines() {
     let spec = fixtures::spec("Qwen__Qwen3-8B");
     let groups = Groups::new(&spec, PoolOptions::new(1, DType::BF16));

@@ -43,7 +43,7 @@ fn layout(spec: &ModelSpec, tp: u64) -> KvLayout {
     KvLayout::new(spec, tp, DType::BF16, 16, SlidingLayers::KeepWindow)
 }
 
-fn caches(spec: &ModelSpec) -> String {
+pub fn caches(spec: &ModelSpec) -> String {
     let mut counts: BTreeMap<(String, u64), u64> = BTreeMap::new();
     for cache in layer_caches(spec, 1, DType::BF16.into()).into_iter().flatten() {
         let kind = match cache.kind {
@@ -87,7 +87,7 @@ fn published(text: &str) -> (f64, f64) {
 }
 
 /// Within 0.5 %, or within the digits that were published.
-fn close(ours: f64, text: &str) -> bool {
+pub fn close(ours: f64, text: &str) -> bool {
     let (value, half_digit) = published(text);
     (ours - value).abs() <= (0.005 * value).max(half_digit)
 }

@@ -1,6 +1,7 @@
 //! One test binary for the crate.
 
 mod bad_configs;
+mod beyond;
 mod config_fuzz;
 mod engine_logs;
 mod engines;

@@ -7,6 +7,7 @@ use crate::cuda::device::Device;
 use crate::cuda::{self, CudaBackend, CudaError, CudaOptions, GraphCapture, WeightOrigin};
 use crate::engine::Backend;
 use crate::weights::Checkpoint;
+use mserve_planner::memory::DEFAULT_MAX_NUM_BATCHED_TOKENS;
 use mserve_planner::model::{ModelSpec, Positions, Program, families};
 use mserve_planner::units::format_bytes;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use std::time::Instant;
 /// A card takes four times as many: see [`CudaOptions`].
 const CPU_MAX_NUM_SEQS: usize = 64;
 const CPU_BATCHED_TOKENS: usize = 2048;
+/// What plans are made with.
+const CARD_BATCHED_TOKENS: usize = DEFAULT_MAX_NUM_BATCHED_TOKENS as usize;
 /// Embedding runs a whole text in one step; longer ones want `--max-model-len`.
 const DEFAULT_EMBEDDING_LEN: usize = 8192;
 
@@ -120,9 +123,7 @@ fn on_cuda(
         gpu_memory_utilization: config.gpu_memory_utilization,
         max_model_len: config.max_model_len,
         max_num_seqs,
-        max_num_batched_tokens: config
-            .max_num_batched_tokens
-            .unwrap_or_else(|| standard.max_num_batched_tokens.max(max_num_seqs)),
+        max_num_batched_tokens: config.max_num_batched_tokens.unwrap_or_else(|| CARD_BATCHED_TOKENS.max(max_num_seqs)),
         kv_cache_bytes: config.kv_cache_bytes,
         graphs: GraphCapture::WhenNeeded,
         ..standard
@@ -254,6 +255,7 @@ mod tests {
     use super::*;
     use crate::cuda::CardHolder;
     use crate::worker::FailureKind;
+    use mserve_planner::memory::EngineLimits;
     use mserve_planner::model::{Pooling, Task};
 
     /// As an embedding model, which no card serves yet.
@@ -283,6 +285,17 @@ mod tests {
         let explicit = WorkerConfig { device: DeviceChoice::Cuda(CudaDevice::Ordinal(0)), ..config };
         let error = choose_target(&explicit, &spec).err().unwrap();
         assert_eq!(error.kind(), FailureKind::Config, "{error}");
+    }
+
+    #[test]
+    fn a_card_takes_what_plans_are_made_with() {
+        let (_, spec) = demo();
+        let spec = ModelSpec { task: Task::Generate, ..spec };
+        let (engine, planned) = (CudaOptions::default(), EngineLimits::for_model(&spec));
+        assert_eq!(engine.max_num_batched_tokens as u64, planned.max_num_batched_tokens);
+        assert_eq!(engine.max_num_seqs as u64, planned.max_num_seqs);
+        assert_eq!(engine.gpu_memory_utilization, planned.gpu_memory_utilization);
+        assert_eq!(u64::from(cuda::kernels::BLOCK_SIZE), planned.block_size_tokens);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct PlanArgs {
     /// Sequences that run at once in one replica [default: 256, or the engine's]
     #[arg(long, value_name = "N", aliases = ["max-running-requests", "max-batch-size"])]
     max_num_seqs: Option<u64>,
-    /// Tokens of one step [default: 8192, or the engine's; whole texts for models that do not generate]
+    /// Tokens of one step [default: 8448, or the engine's; whole texts for models that do not generate]
     #[arg(long, value_name = "TOKENS", alias = "chunked-prefill-size", value_parser = parse_tokens)]
     max_num_batched_tokens: Option<u64>,
     /// Element type of the KV cache: auto, fp16, bf16, fp8
@@ -173,8 +173,8 @@ impl PlanArgs {
         let version = self.engine_version.or(log.and_then(|log| log.version));
         let fraction = self.gpu_memory_utilization.or(log.and_then(|log| log.gpu_memory_utilization));
         let total = chosen.card.memory_total_bytes;
-        // A log is of one TP size: the one that is planned.
-        let tp = self.tensor_parallel_size.unwrap_or(1);
+        // A log is of one TP size: the one that it says, or that is planned.
+        let tp = log.and_then(|log| log.tensor_parallel_size).or(self.tensor_parallel_size).unwrap_or(1);
         Ok(PlanRequest {
             model_name: &model.name,
             spec: &model.spec,
@@ -187,6 +187,10 @@ impl PlanArgs {
             accounting: Accounting {
                 version,
                 default_fraction: fraction.is_none(),
+                default_max_num_seqs: self.max_num_seqs.is_none(),
+                // Of models that do not generate a step is as long as a text.
+                default_max_num_batched_tokens: self.max_num_batched_tokens.is_none()
+                    && model.spec.task == Task::Generate,
                 calibration: log.map(|log| (tp, log.calibration(Some(total), fraction))),
             },
             kv_cache_dtype: self.kv_cache_dtype,

@@ -4,13 +4,16 @@ use crate::exit::Failure;
 use anyhow::Context;
 use mserve_planner::memory::{WeightSource, checkpoint_bytes};
 use mserve_planner::model::checkpoint::{self, TensorInfo};
-use mserve_planner::model::{ConfigError, ModelSpec, parse_config};
+use mserve_planner::model::{ConfigError, ModelSpec, Quantization, parse_config};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// More than any config or index; what is longer is not one.
 const MAX_JSON_BYTES: u64 = 64 << 20;
+/// Threads that read headers, and the files that are worth one.
+const MAX_READERS: usize = 8;
+const FILES_PER_READER: usize = 16;
 
 #[derive(Debug)]
 pub(in crate::commands) struct Model {
@@ -68,9 +71,10 @@ fn name(config: &Path, directory: Option<&Path>) -> String {
     name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// Older ModelOpt wrote this file alone; where config.json says it too, engines read that.
 fn with_quantization_file(spec: ModelSpec, directory: &Path) -> anyhow::Result<ModelSpec> {
     let path = directory.join("hf_quant_config.json");
-    if !path.is_file() {
+    if matches!(spec.quantization, Quantization::Stored(_)) || !path.is_file() {
         return Ok(spec);
     }
     Ok(spec.with_hf_quant_config(&read(&path)?).map_err(|error| config_failure(&path, &error))?)
@@ -90,12 +94,21 @@ fn weights(directory: &Path, spec: &ModelSpec) -> anyhow::Result<(WeightSource, 
         );
         return Ok((WeightSource::Program, Some(note)));
     }
-    let mut bytes = 0;
-    for file in &files {
-        let tensors = header(file)?;
-        bytes += checkpoint_bytes(&tensors, spec);
-    }
-    Ok((WeightSource::Checkpoint { bytes }, None))
+    Ok((WeightSource::Checkpoint { bytes: stored_bytes(&files, spec)? }, None))
+}
+
+/// Device bytes of all files. A large checkpoint has hundreds of headers: each thread reads a run of them.
+fn stored_bytes(files: &[PathBuf], spec: &ModelSpec) -> anyhow::Result<u64> {
+    let of_run = |run: &[PathBuf]| -> anyhow::Result<u64> {
+        run.iter().map(|file| Ok(checkpoint_bytes(&header(file)?, spec))).sum()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_READERS);
+    std::thread::scope(|scope| {
+        let runs = files.chunks(files.len().div_ceil(threads).max(FILES_PER_READER));
+        let readers: Vec<_> = runs.map(|run| scope.spawn(move || of_run(run))).collect();
+        // In the order of the files, so that of several faults the first is told.
+        readers.into_iter().map(|reader| reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).sum()
+    })
 }
 
 /// What the index names, or the single file of a small model.
@@ -134,7 +147,9 @@ fn header(path: &Path) -> anyhow::Result<Vec<TensorInfo>> {
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let refuse = |error: std::io::Error| Failure::usage(format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(refuse)?;
-    let mut bytes = Vec::new();
+    // Said by the file system, not by the file; a hint only.
+    let length = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_JSON_BYTES) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
     file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(refuse)?;
     if bytes.len() as u64 > MAX_JSON_BYTES {
         let message = format!("{}: longer than {MAX_JSON_BYTES} bytes, which no such file is", path.display());

@@ -68,9 +68,12 @@ pub(super) fn cards_only(headline: &str, others: &[CardRow]) -> String {
 /// What it needs, what holds it, and what is free now.
 pub(super) fn does_not_fit(error: &DoesNotFit, largest_free: Option<&FreeCard>) -> String {
     let mut out = format!(
-        "\nneeds    {} on each of {} GPUs: {} of weights, {} for one request of {} tokens, {} beside\n",
+        "\nneeds    {} on {}: {} of weights, {} for one request of {} tokens, {} beside\n",
         format_bytes(error.needed_bytes),
-        error.tensor_parallel_size,
+        match error.tensor_parallel_size {
+            1 => "one GPU".to_owned(),
+            ranks => format!("each of {ranks} GPUs"),
+        },
         format_bytes(error.weights_bytes),
         format_bytes(error.kv_bytes),
         format_count(error.max_model_len),
@@ -104,7 +107,7 @@ fn account(theirs: &EngineBudget) -> String {
         Engine::Vllm => "vLLM",
         Engine::Sglang => "SGLang",
     };
-    let mut out = format!("{}\n", theirs.printed);
+    let mut out = format!("{}\n", theirs.lines());
     let assumed: Vec<&str> = theirs.assumed.iter().map(|fact| fact.0.as_str()).collect();
     let _ = writeln!(
         out,
@@ -168,6 +171,7 @@ fn header(out: &mut String, plan: &Plan) {
 fn stored(model: &ModelSummary) -> String {
     match &model.quantization {
         None => format!("{:?}", model.stored_dtype),
+        Some(quantization) if quantization.name() == quantization.method => quantization.name(),
         Some(quantization) => format!("{} ({})", quantization.name(), quantization.method),
     }
 }

@@ -6,7 +6,7 @@ use super::explore::{self, Beside};
 use super::{model, output, render, write};
 use crate::exit::{self, Failure};
 use mserve_planner::plan::{self, PlanError, PlanRequest};
-use mserve_planner::split::{SmallModel, Split, SplitError, split};
+use mserve_planner::split::{self, SmallModel, Split, SplitError, split};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,9 +41,11 @@ pub(super) fn run(
         let beside = Beside { models: small, workload, tokens: args.split.slm_tokens };
         return explore::run(request.clone(), Some(beside));
     }
-    let split = split(request, &small, workload, args.split.slm_tokens).map_err(|error| failure(&error))?;
+    let split = split(request, &small, workload, args.split.slm_tokens)
+        .map_err(|error| failure(&error, || split::changes(request, &small, workload, args.split.slm_tokens)))?;
     if let Some(file) = &args.output.write {
-        write::shared(file, path, &args.split.slm, request, &split)?;
+        let slms: Vec<_> = args.split.slm.iter().zip(&small).collect();
+        write::shared(file, path, &slms, request, &split)?;
     }
     let text = if args.output.json {
         let (card, card_source, notes) = (&request.card, chosen.source, &notes[..]);
@@ -55,12 +57,17 @@ pub(super) fn run(
     Ok(ExitCode::from(exit::OK))
 }
 
-fn failure(error: &SplitError) -> Failure {
+fn failure(error: &SplitError, changes: impl FnOnce() -> Vec<plan::Change>) -> Failure {
     match error {
         SplitError::Plan(PlanError::DoesNotFit(_))
         | SplitError::NoOption { .. }
         | SplitError::SmallModelsDoNotFit { .. } => {
-            Failure::does_not_fit(error.to_string()).hint("more or larger cards (--gpus, --gpu), or fewer small models")
+            let changes: Vec<String> = changes().iter().map(ToString::to_string).collect();
+            let hint = match changes.as_slice() {
+                [] => "no number or kind of cards makes it fit: fewer or smaller models would".to_owned(),
+                changes => format!("any one of these makes it fit: {}", changes.join("; ")),
+            };
+            Failure::does_not_fit(error.to_string()).hint(hint)
         }
         _ => Failure::usage(error.to_string()),
     }

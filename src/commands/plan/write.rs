@@ -2,9 +2,13 @@
 
 use crate::exit::Failure;
 use anyhow::Context;
+use mserve_planner::memory::KvCacheDtype;
+use mserve_planner::model::{ModelSpec, Task, families};
+use mserve_planner::perf::Engine;
 use mserve_planner::plan::{Plan, PlanOption, PlanRequest};
-use mserve_planner::split::{SlmKind, Split, SplitOption};
+use mserve_planner::split::{SlmKind, SmallModel, Split, SplitOption};
 use mserve_planner::units::{format_bytes, format_count};
+use mserve_runtime::cuda;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -15,29 +19,41 @@ const MOST_SEQUENCES: u64 = 1024;
 #[derive(Debug)]
 struct Table {
     path: PathBuf,
+    devices: &'static str,
     kind: Option<&'static str>,
     replicas: u64,
     max_model_len: Option<u64>,
     max_num_seqs: Option<u64>,
     max_num_batched_tokens: Option<u64>,
-    kv_cache_memory_bytes: Option<u64>,
+    gpu_memory_utilization: f64,
+}
+
+/// Where `launch` runs a small model that was planned on a card.
+#[derive(Debug)]
+struct Placement {
+    not_on_gpu: Option<String>,
+}
+
+impl Placement {
+    /// `auto` moves to the card with the version that can.
+    fn devices(&self) -> &'static str {
+        if self.not_on_gpu.is_some() { "auto" } else { "gpu" }
+    }
 }
 
 /// The best option that `launch` can run: one card a replica.
-pub(super) fn deployment(file: &Path, model: &Path, plan: &Plan) -> anyhow::Result<()> {
+pub(super) fn deployment(file: &Path, model: &Path, request: &PlanRequest<'_>, plan: &Plan) -> anyhow::Result<()> {
+    can_run(request)?;
+    launchable(request.model_name, request.spec)?;
     let option = runnable(&plan.options)?;
     let mut text = format!("# Planned by mserve for {} x {}: {}.\n", plan.gpus, plan.card.name, plan.model.name);
     text.push_str(&figures(option));
+    if let Some(better) = plan.options.first().filter(|best| best.tensor_parallel_size > 1) {
+        let tp = better.tensor_parallel_size;
+        let _ = writeln!(text, "# The plan ranks TP {tp} above this: `mserve launch` runs a replica on one card.");
+    }
     text.push('\n');
-    text.push_str(&table(&Table {
-        path: absolute(model)?,
-        kind: None,
-        replicas: option.replicas,
-        max_model_len: Some(plan.limits.max_model_len),
-        max_num_seqs: Some(plan.limits.max_num_seqs.min(MOST_SEQUENCES)),
-        max_num_batched_tokens: Some(plan.limits.max_num_batched_tokens),
-        kv_cache_memory_bytes: None,
-    }));
+    text.push_str(&llm_table(absolute(model)?, option, request));
     save(file, &text)
 }
 
@@ -45,13 +61,15 @@ pub(super) fn deployment(file: &Path, model: &Path, plan: &Plan) -> anyhow::Resu
 pub(super) fn shared(
     file: &Path,
     llm: &Path,
-    slms: &[PathBuf],
+    slms: &[(&PathBuf, &SmallModel)],
     request: &PlanRequest<'_>,
     split: &Split,
 ) -> anyhow::Result<()> {
-    let can_run =
-        |o: &&SplitOption| o.llm.tensor_parallel_size == 1 && !o.co_located && o.slm_gpus >= slms.len() as u64;
-    let option = split.options.iter().find(can_run).ok_or_else(|| {
+    can_run(request)?;
+    launchable(request.model_name, request.spec)?;
+    let placements = slms.iter().map(|(_, small)| placement(small)).collect::<Result<Vec<_>, _>>()?;
+    let apart = |o: &&SplitOption| o.llm.tensor_parallel_size == 1 && !o.co_located && o.slm_gpus >= slms.len() as u64;
+    let option = split.options.iter().find(apart).ok_or_else(|| {
         let message = "no option gives the LLM and each small model cards of their own, which is what `launch` runs";
         Failure::does_not_fit(message).hint("more cards (--gpus), or plan without --write")
     })?;
@@ -68,32 +86,83 @@ pub(super) fn shared(
     );
     text.push_str(&figures(&option.llm));
     text.push('\n');
-    let limits = &request.limits;
-    text.push_str(&table(&Table {
-        path: absolute(llm)?,
-        kind: None,
-        replicas: option.llm.replicas,
-        max_model_len: Some(limits.max_model_len),
-        max_num_seqs: Some(limits.max_num_seqs.min(MOST_SEQUENCES)),
-        max_num_batched_tokens: Some(limits.max_num_batched_tokens),
-        kv_cache_memory_bytes: None,
-    }));
-    for (i, (path, placed)) in slms.iter().zip(&split.slm_card.models).enumerate() {
+    text.push_str(&llm_table(absolute(llm)?, &option.llm, request));
+    for (i, ((path, small), placed)) in slms.iter().zip(&split.slm_card.models).enumerate() {
         // Cards that do not divide evenly go to the first.
         let (each, left) = (option.slm_gpus / slms.len() as u64, option.slm_gpus % slms.len() as u64);
         let replicas = each + u64::from((i as u64) < left);
         let _ = writeln!(text, "\n# {}: {} requests/s a card", placed.kind.label(), placed.requests_per_s);
+        if let Some(why) = &placements[i].not_on_gpu {
+            let told = format!("{}: planned on a GPU, and this version serves it on the CPU: {why}", small.name);
+            let _ = writeln!(text, "# {told}.");
+            eprintln!("note: {told}");
+        }
         text.push_str(&table(&Table {
             path: absolute(path)?,
+            devices: placements[i].devices(),
             kind: (placed.kind == SlmKind::Embedding).then_some("embedding"),
             replicas,
             max_model_len: None,
             max_num_seqs: None,
             max_num_batched_tokens: None,
-            kv_cache_memory_bytes: None,
+            gpu_memory_utilization: request.limits.gpu_memory_utilization,
         }));
     }
     save(file, &text)
+}
+
+/// Whether a file can say what was planned: it has no engine and no type of the cache.
+fn can_run(request: &PlanRequest<'_>) -> Result<(), Failure> {
+    let engine = request.demand.engine;
+    if engine != Engine::Mserve {
+        let message = format!("an mserve.toml is for mserve's own runtime, and this plan is for {engine}");
+        return Err(Failure::usage(message).hint("leave out --engine, or --write"));
+    }
+    if request.kv_cache_dtype != KvCacheDtype::Auto {
+        let message = "mserve's runtime keeps the cache in the model's own type, and this plan is for another";
+        return Err(Failure::usage(message).hint("leave out --kv-cache-dtype, or --write"));
+    }
+    Ok(())
+}
+
+/// What `launch` would refuse is not written for it.
+fn launchable(name: &str, spec: &ModelSpec) -> Result<(), Failure> {
+    cuda::check_model(spec).map_err(|error| {
+        let what = "is planned, and this version of `mserve launch` does not run it on a GPU";
+        Failure::does_not_fit(format!("{name} {what}: {error}")).hint("plan without --write")
+    })
+}
+
+fn placement(small: &SmallModel) -> Result<Placement, Failure> {
+    let not_served = |why: &str| {
+        let message =
+            format!("{} is planned, and this version of `mserve launch` does not serve it: {why}", small.name);
+        Failure::does_not_fit(message).hint("plan without --write, or without this --slm")
+    };
+    if let Task::Classify { .. } = small.spec.task {
+        return Err(not_served("classifiers and rerankers have no endpoint yet"));
+    }
+    let not_on_gpu = cuda::check_model(&small.spec).err().map(|error| error.to_string());
+    if not_on_gpu.is_some()
+        && let Some(op) = families::program(&small.spec).first_planned()
+    {
+        return Err(not_served(&format!("{} is no kernel of the runtime ({})", op.feature.name(), op.detail)));
+    }
+    Ok(Placement { not_on_gpu })
+}
+
+fn llm_table(path: PathBuf, option: &PlanOption, request: &PlanRequest<'_>) -> String {
+    let limits = &request.limits;
+    table(&Table {
+        path,
+        devices: "gpu",
+        kind: None,
+        replicas: option.replicas,
+        max_model_len: Some(limits.max_model_len),
+        max_num_seqs: Some(limits.max_num_seqs.min(MOST_SEQUENCES)),
+        max_num_batched_tokens: Some(limits.max_num_batched_tokens),
+        gpu_memory_utilization: limits.gpu_memory_utilization,
+    })
 }
 
 fn runnable(options: &[PlanOption]) -> Result<&PlanOption, Failure> {
@@ -128,17 +197,17 @@ fn table(table: &Table) -> String {
     if let Some(kind) = table.kind {
         let _ = writeln!(text, "kind = \"{kind}\"");
     }
-    let _ = writeln!(text, "replicas = {}\ndevices = \"gpu\"", table.replicas);
+    let _ = writeln!(text, "replicas = {}\ndevices = \"{}\"", table.replicas, table.devices);
     for (key, value) in [
         ("max_model_len", table.max_model_len),
         ("max_num_seqs", table.max_num_seqs),
         ("max_num_batched_tokens", table.max_num_batched_tokens),
-        ("kv_cache_memory", table.kv_cache_memory_bytes),
     ] {
         if let Some(value) = value {
             let _ = writeln!(text, "{key} = {value}");
         }
     }
+    let _ = writeln!(text, "gpu_memory_utilization = {}", table.gpu_memory_utilization);
     text
 }
 

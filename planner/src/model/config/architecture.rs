@@ -2,8 +2,8 @@
 
 use super::ConfigError;
 use super::fields::{Fields, printable};
+use super::json::Value;
 use crate::model::{Family, Pooling, Task};
-use serde_json::Value;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Head {
@@ -85,7 +85,60 @@ const ARCHITECTURES: &[Architecture] = &[
     row("XLMRobertaModel", Family::XlmRoberta, MEAN),
     row("XLMRobertaForMaskedLM", Family::XlmRoberta, MEAN),
     row("XLMRobertaForSequenceClassification", Family::XlmRoberta, SCORE),
+    row("AfmoeForCausalLM", Family::Afmoe, LM),
+    row("CamembertModel", Family::XlmRoberta, MEAN),
+    row("CamembertForSequenceClassification", Family::XlmRoberta, SCORE),
+    row("MPNetModel", Family::BertLike, MEAN),
+    row("MPNetForMaskedLM", Family::BertLike, MEAN),
+    row("DebertaV2Model", Family::BertLike, MEAN),
+    row("DebertaV2ForMaskedLM", Family::BertLike, MEAN),
+    row("DebertaV2ForSequenceClassification", Family::BertLike, SCORE),
+    row("ElectraModel", Family::BertLike, MEAN),
+    row("ElectraForPreTraining", Family::BertLike, MEAN),
+    row("ElectraForSequenceClassification", Family::BertLike, SCORE),
+    row("NewModel", Family::BertLike, MEAN),
+    row("NewForSequenceClassification", Family::BertLike, SCORE),
+    row("JinaBertModel", Family::BertLike, MEAN),
+    row("JinaBertForMaskedLM", Family::BertLike, MEAN),
+    row("Grok1ForCausalLM", Family::Grok, LM),
+    row("Grok1ModelForCausalLM", Family::Grok, LM),
+    row("MiniCPMO", Family::Qwen2, IMAGE),
+    row("MultiModalityCausalLM", Family::Llama, WRAPPER),
+    row("InternS1ForConditionalGeneration", Family::Qwen3Moe, WRAPPER),
+    row("Qwen2_5OmniThinkerForConditionalGeneration", Family::Qwen2, IMAGE),
+    row("Qwen3OmniMoeThinkerForConditionalGeneration", Family::Qwen3Moe, IMAGE),
+    row("Phi4MultimodalForCausalLM", Family::Phi3, IMAGE),
+    row("LlavaLlamaForCausalLM", Family::Llama, IMAGE),
+    row("LlavaMistralForCausalLM", Family::Mistral, IMAGE),
+    row("LlavaQwenForCausalLM", Family::Qwen2, IMAGE),
     row("ApertusForCausalLM", Family::Apertus, LM),
+    row("ArceeForCausalLM", Family::Arcee, LM),
+    row("BambaForCausalLM", Family::Bamba, LM),
+    row("CwmForCausalLM", Family::Cwm, LM),
+    row("Cohere2MoeForCausalLM", Family::Cohere, LM),
+    row("Cohere2VisionForConditionalGeneration", Family::Cohere, IMAGE),
+    row("DeepseekOCRForCausalLM", Family::DeepseekV2, IMAGE),
+    row("ExaoneMoeForCausalLM", Family::ExaoneMoe, LM),
+    row("Exaone4_5_ForConditionalGeneration", Family::Exaone4, IMAGE),
+    row("FlexOlmoForCausalLM", Family::OlmoE, LM),
+    row("HeliumForCausalLM", Family::Biased, LM),
+    row("HYV3ForCausalLM", Family::Hunyuan, LM),
+    row("Lfm2VlForConditionalGeneration", Family::Lfm2, IMAGE),
+    row("LongcatFlashForCausalLM", Family::LongCat, LM),
+    row("LongcatCausalLM", Family::LongCat, LM),
+    row("Mistral4ForCausalLM", Family::DeepseekV2, LM),
+    row("SolarOpenForCausalLM", Family::SolarOpen, LM),
+    row("YoutuForCausalLM", Family::DeepseekV3, LM),
+    row("OrionForCausalLM", Family::StableLm, LM),
+    row("Glm46VForConditionalGeneration", Family::Glm4, WRAPPER),
+    row("AyaVisionForConditionalGeneration", Family::Cohere, WRAPPER),
+    row("Idefics2ForConditionalGeneration", Family::Mistral, WRAPPER),
+    row("LlavaNextVideoForConditionalGeneration", Family::Llama, WRAPPER),
+    row("LlavaOnevisionForConditionalGeneration", Family::Qwen2, WRAPPER),
+    row("PaliGemmaForConditionalGeneration", Family::Gemma, WRAPPER),
+    row("Qwen2AudioForConditionalGeneration", Family::Qwen2, WRAPPER),
+    row("SmolVLMForConditionalGeneration", Family::Llama, WRAPPER),
+    row("VoxtralForConditionalGeneration", Family::Llama, WRAPPER),
     row("BaichuanForCausalLM", Family::Baichuan, LM),
     row("BaiChuanForCausalLM", Family::Baichuan, LM),
     row("BloomForCausalLM", Family::Bloom, LM),
@@ -222,11 +275,13 @@ pub fn known_architectures() -> Vec<&'static str> {
 
 pub(super) fn find(root: &Fields<'_>) -> Result<Architecture, ConfigError> {
     const FIELD: &str = "architectures";
+    let missing = || ConfigError::Missing {
+        field: FIELD.to_owned(),
+        expected: "a list with the model's class, such as LlamaForCausalLM".to_owned(),
+    };
     let first = match root.list(FIELD)? {
-        None | Some([]) => {
-            let expected = "a list with the model's class, such as LlamaForCausalLM".to_owned();
-            return Err(ConfigError::Missing { field: FIELD.to_owned(), expected });
-        }
+        None => of_model_type(root)?.ok_or_else(missing)?,
+        Some([]) => return Err(missing()),
         Some([Value::String(name), ..]) => name,
         Some([other, ..]) => return Err(root.wrong_type("architectures[0]", other, "a string")),
     };
@@ -239,6 +294,30 @@ pub(super) fn find(root: &Fields<'_>) -> Result<Architecture, ConfigError> {
         Head::LanguageModelOfImages { any_family: true } => with_text_family(found, root),
         _ => Ok(found),
     }
+}
+
+/// The class that transformers makes of a file without `architectures`, for types of models that are shared so.
+fn of_model_type(root: &Fields<'_>) -> Result<Option<&'static str>, ConfigError> {
+    Ok(match root.string(&["model_type"])? {
+        Some((_, "llama")) => Some("LlamaForCausalLM"),
+        Some((_, "mistral")) => Some("MistralForCausalLM"),
+        Some((_, "mixtral")) => Some("MixtralForCausalLM"),
+        Some((_, "qwen2")) => Some("Qwen2ForCausalLM"),
+        Some((_, "qwen3")) => Some("Qwen3ForCausalLM"),
+        Some((_, "qwen3_moe")) => Some("Qwen3MoeForCausalLM"),
+        Some((_, "gemma2")) => Some("Gemma2ForCausalLM"),
+        Some((_, "gemma3_text")) => Some("Gemma3ForCausalLM"),
+        Some((_, "phi3")) => Some("Phi3ForCausalLM"),
+        Some((_, "gpt2")) => Some("GPT2LMHeadModel"),
+        Some((_, "gpt_neox")) => Some("GPTNeoXForCausalLM"),
+        Some((_, "bloom")) => Some("BloomForCausalLM"),
+        Some((_, "deepseek_v3")) => Some("DeepseekV3ForCausalLM"),
+        Some((_, "deepseek_vl_v2")) => Some("DeepseekVLV2ForCausalLM"),
+        Some((_, "multi_modality")) => Some("MultiModalityCausalLM"),
+        Some((_, "bert")) => Some("BertModel"),
+        Some((_, "xlm-roberta")) => Some("XLMRobertaModel"),
+        _ => None,
+    })
 }
 
 /// The family that `text_config.model_type` names.
@@ -255,8 +334,16 @@ fn with_text_family(found: Architecture, root: &Fields<'_>) -> Result<Architectu
         Some((_, "phi3")) => Family::Phi3,
         Some((_, "internlm2")) => Family::InternLm2,
         Some((_, "gpt_oss")) => Family::GptOss,
+        Some((_, "gemma")) => Family::Gemma,
+        Some((_, "gemma2")) => Family::Gemma2,
+        Some((_, "cohere" | "cohere2")) => Family::Cohere,
+        Some((_, "glm4v_text" | "glm46v_text")) => Family::Glm4,
+        Some((_, "glm4v_moe_text")) => Family::Glm4Moe,
+        Some((_, "granite")) => Family::Granite,
+        Some((_, "deepseek_v3" | "kimi_k2")) => Family::DeepseekV3,
         Some((name, other)) => {
-            let supported = "supported: llama, mistral, ministral3, mixtral, qwen2, qwen3, qwen3_moe, phi3, internlm2";
+            let supported = "supported: llama, mistral, ministral3, mixtral, qwen2, qwen3, qwen3_moe, phi3, internlm2, \
+                             gpt_oss, gemma, gemma2, cohere, cohere2, glm4v_text, glm4v_moe_text, granite, deepseek_v3";
             return Err(text.unsupported(name, other, supported));
         }
     };

@@ -1,12 +1,12 @@
 //! What most decoders say, read under the names that most files use. Family files add what is theirs.
 
 use super::architecture::{self, Architecture};
-use super::{ConfigError, activation, dtype, fields::Fields, limits, quantization, rope};
+use super::json::Value;
+use super::{ConfigError, activation, class_defaults, dtype, fields::Fields, limits, quantization, rope};
 use crate::model::{
     Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, Norm, NormKind,
     Positions, QkNorm, RopeScaling, RopeSpec,
 };
-use serde_json::Value;
 use std::ops::RangeInclusive;
 
 /// Objects in which files that describe more than a language model keep it.
@@ -17,7 +17,9 @@ pub(super) fn text_of<'a>(root: &Fields<'a>) -> Result<Fields<'a>, ConfigError> 
     for name in NESTED {
         if let Some(nested) = root.object(name)? {
             // Omni models keep the text one level deeper.
-            return Ok(nested.object("text_config")?.unwrap_or(nested));
+            let text = nested.object("text_config")?.unwrap_or(nested);
+            let model_type = text.string(&["model_type"])?.map_or("", |(_, name)| name);
+            return Ok(text.with_defaults(class_defaults::of(model_type)));
         }
     }
     Ok(*root)
@@ -35,15 +37,10 @@ pub(super) struct Base<'a> {
 impl<'a> Base<'a> {
     pub(super) fn read(arch: &Architecture, root: &Fields<'a>) -> Result<Self, ConfigError> {
         let text = text_of(root)?;
-        // transformers leaves class defaults out of a nested object; these are LlamaConfig's, the only ones in use.
-        let defaults = arch.image_text() && matches!(text.string(&["model_type"])?, Some((_, "llama")));
-        let need = |names: &[&'static str], range: RangeInclusive<u64>, default: u64| match defaults {
-            true => Ok(text.uint(names, range)?.unwrap_or(default)),
-            false => text.required_uint(names, range),
-        };
-        let hidden = need(&["hidden_size", "n_embd", "d_model", "n_embed"], limits::HIDDEN, 4096)?;
-        let layers = need(&["num_hidden_layers", "num_layers", "n_layer", "n_layers"], limits::LAYERS, 32)?;
-        let heads = need(&["num_attention_heads", "n_head", "n_heads"], limits::HEADS, 32)?;
+        let hidden = text.required_uint(&["hidden_size", "n_embd", "d_model", "n_embed"], limits::HIDDEN)?;
+        let names = ["num_hidden_layers", "num_layers", "n_layer", "n_layers"];
+        let layers = text.required_uint(&names, limits::LAYERS)?;
+        let heads = text.required_uint(&["num_attention_heads", "n_head", "n_heads"], limits::HEADS)?;
         Ok(Self { arch: *arch, root: *root, text, hidden, layers, heads })
     }
 
@@ -61,6 +58,20 @@ impl<'a> Base<'a> {
 
     pub(super) fn get(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
         self.text.uint(names, range)
+    }
+
+    /// A number for all layers, or a list with the same number for each (Hunyuan).
+    pub(super) fn same(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
+        let listed = names.iter().find(|&&name| self.text.value(name).is_some_and(Value::is_array));
+        let Some(&name) = listed else { return self.get(names, range) };
+        let numbers = self.numbers(name, self.layers as usize)?.unwrap_or_default();
+        match numbers.first() {
+            Some(first) if range.contains(first) && numbers.iter().all(|n| n == first) => Ok(Some(*first)),
+            _ => {
+                let expected = format!("the same number for all layers, {} to {}", range.start(), range.end());
+                Err(self.text.out_of_range(name, "a list of others", expected))
+            }
+        }
     }
 
     pub(super) fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
@@ -127,9 +138,7 @@ impl<'a> Base<'a> {
     /// A gated MLP of `intermediate_size`.
     pub(super) fn mlp(&self) -> Result<MlpSpec, ConfigError> {
         const NAMES: [&str; 5] = ["intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "ff_intermediate_size"];
-        let llama = self.arch.image_text() && matches!(self.text.string(&["model_type"])?, Some((_, "llama")));
         match self.text.uint(&NAMES, limits::INTERMEDIATE)? {
-            None if llama => self.mlp_of(11_008),
             Some(size) => self.mlp_of(size),
             None => self.mlp_of(self.need(NAMES[0], limits::INTERMEDIATE)?),
         }
@@ -151,7 +160,7 @@ impl<'a> Base<'a> {
     pub(super) fn flags(&self, owner: &Fields<'_>, name: &'static str) -> Result<Option<Vec<bool>>, ConfigError> {
         let Some(list) = owner.list(name)? else { return Ok(None) };
         self.check_length(owner, name, list)?;
-        let flag = |value: &Value| match value {
+        let flag = |value: &Value<'_>| match value {
             Value::Bool(flag) => Ok(*flag),
             Value::Number(n) if matches!(n.as_u64(), Some(0 | 1)) => Ok(n.as_u64() == Some(1)),
             other => Err(owner.wrong_type(name, other, "a list of 0 and 1")),
@@ -163,8 +172,8 @@ impl<'a> Base<'a> {
     pub(super) fn words(&self, name: &'static str) -> Result<Option<Vec<&'a str>>, ConfigError> {
         let Some(list) = self.text.list(name)? else { return Ok(None) };
         self.check_length(&self.text, name, list)?;
-        let word = |value: &'a Value| match value {
-            Value::String(word) => Ok(word.as_str()),
+        let word = |value: &'a Value<'a>| match value {
+            Value::String(word) => Ok(word.as_ref()),
             other => Err(self.text.wrong_type(name, other, "a list of strings")),
         };
         list.iter().map(word).collect::<Result<_, _>>().map(Some)
@@ -177,11 +186,12 @@ impl<'a> Base<'a> {
             let expected = format!("one entry for each of the {at_least} layers");
             return Err(self.text.out_of_range(name, &format!("a list of {}", list.len()), expected));
         }
-        let number = |value: &Value| value.as_u64().ok_or_else(|| self.text.wrong_type(name, value, "whole numbers"));
+        let number =
+            |value: &Value<'_>| value.as_u64().ok_or_else(|| self.text.wrong_type(name, value, "whole numbers"));
         list.iter().map(number).collect::<Result<_, _>>().map(Some)
     }
 
-    fn check_length(&self, owner: &Fields<'_>, name: &'static str, list: &[Value]) -> Result<(), ConfigError> {
+    fn check_length(&self, owner: &Fields<'_>, name: &'static str, list: &[Value<'_>]) -> Result<(), ConfigError> {
         if list.len() as u64 == self.layers {
             return Ok(());
         }
@@ -243,8 +253,8 @@ impl<'a> Base<'a> {
             (Some(stated), _) => stated,
             // Without positions there is no length; a million tokens is what such models are tried with.
             (None, Family::Mamba | Family::Mamba2) => 1 << 20,
-            // ALiBi files leave out the 2,048 tokens that the model was trained on.
-            (None, Family::Bloom) => 2048,
+            // Files of these leave out the 2,048 tokens that the models were trained on.
+            (None, Family::Bloom | Family::Falcon) => 2048,
             (None, _) => self.need(NAMES[0], limits::POSITIONS)?,
         };
         rope::planned_context(&self.text, stated)
@@ -270,7 +280,7 @@ impl<'a> Base<'a> {
 
     /// All together: RMSNorm, rotary positions, head of its own unless tied.
     pub(super) fn spec(&self, layers: Vec<LayerSpec>) -> Result<ModelSpec, ConfigError> {
-        let tied = self.text.boolean("tie_word_embeddings")?.or(self.root.boolean("tie_word_embeddings")?);
+        let tied = tied(&self.text, &self.root)?;
         let mtp_layers = self.get(&["num_nextn_predict_layers", "mtp_num_hidden_layers"], 0..=64)?.unwrap_or(0);
         Ok(ModelSpec {
             architecture: self.arch.name.to_owned(),
@@ -293,9 +303,19 @@ impl<'a> Base<'a> {
 
     /// Ties embeddings where the file does not say and the family's class does.
     pub(super) fn tied_by_default(&self, spec: ModelSpec) -> Result<ModelSpec, ConfigError> {
-        let stated = self.text.boolean("tie_word_embeddings")?.or(self.root.boolean("tie_word_embeddings")?);
+        let stated = tied(&self.text, &self.root)?;
         Ok(ModelSpec { tied_embeddings: stated.unwrap_or(true), ..spec })
     }
+}
+
+/// Whether the head shares the embedding table. Where the language model and the whole contradict each other
+/// (transformers 5 writes class defaults into both), published checkpoints have a head of their own.
+pub(super) fn tied(text: &Fields<'_>, root: &Fields<'_>) -> Result<Option<bool>, ConfigError> {
+    const FIELD: &str = "tie_word_embeddings";
+    Ok(match (text.boolean(FIELD)?, root.boolean(FIELD)?) {
+        (Some(inner), Some(outer)) => Some(inner && outer),
+        (stated, None) | (None, stated) => stated,
+    })
 }
 
 pub(super) fn attention_layer(attention: AttentionSpec, ffn: Ffn) -> LayerSpec {

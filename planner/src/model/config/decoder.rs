@@ -225,8 +225,7 @@ fn norm(text: &Fields<'_>, family: Family) -> Result<Norm, ConfigError> {
 
 /// Left out of a file when it equals the class default: true for Gemma, false for the others.
 fn tied(root: &Fields<'_>, text: &Fields<'_>, family: Family) -> Result<bool, ConfigError> {
-    const FIELD: &str = "tie_word_embeddings";
-    Ok(text.boolean(FIELD)?.or(root.boolean(FIELD)?).unwrap_or_else(|| gemma(family)))
+    Ok(super::base::tied(text, root)?.unwrap_or_else(|| gemma(family)))
 }
 
 /// Embedding models made of a causal one (gte-Qwen2) say so: every token sees every token.

@@ -3,6 +3,8 @@
 pub enum ConfigError {
     #[error("the file has {size_bytes} bytes; a model's config.json has at most {limit_bytes}")]
     TooLarge { size_bytes: u64, limit_bytes: u64 },
+    #[error("the file holds more than {limit} values, which no model's config does")]
+    TooManyValues { limit: u32 },
     #[error("not valid JSON at line {line}, column {column}: {problem}")]
     Json { line: usize, column: usize, problem: String },
     #[error("the file holds {found}, expected a JSON object with the model's fields")]

@@ -1,28 +1,35 @@
 //! Typed, range-checked reading of one JSON object. `null` counts as absent, as in transformers.
 
 use super::ConfigError;
-use serde_json::{Map, Value};
+use super::json::{self, MAX_VALUES, Object, ParseError, Value};
 use std::ops::RangeInclusive;
 
 /// Real configs are a few KiB; quantised mixture-of-experts ones reach a few hundred.
 const MAX_FILE_BYTES: usize = 4 << 20;
 
-/// Parse the bytes of a file into its top-level object.
-pub(super) fn parse_object(json: &[u8]) -> Result<Map<String, Value>, ConfigError> {
+/// Parse the bytes of a file into its top-level object. `quoted` is room for a copy, where the file needs one.
+pub(super) fn parse_object<'a>(json: &'a [u8], quoted: &'a mut Vec<u8>) -> Result<Object<'a>, ConfigError> {
     if json.len() > MAX_FILE_BYTES {
         return Err(ConfigError::TooLarge { size_bytes: json.len() as u64, limit_bytes: MAX_FILE_BYTES as u64 });
     }
-    match serde_json::from_slice(json).or_else(|error| quoted_literals(json).ok_or(error)?) {
+    let parsed = match json::parse(json) {
+        Err(ParseError::Json(_)) if quote_literals(json, quoted) => json::parse(quoted),
+        parsed => parsed,
+    };
+    match parsed {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(ConfigError::NotAnObject { found: kind(&other) }),
-        Err(error) => Err(ConfigError::Json { line: error.line(), column: error.column(), problem: error.to_string() }),
+        Err(ParseError::TooManyValues) => Err(ConfigError::TooManyValues { limit: MAX_VALUES }),
+        Err(ParseError::Json(error)) => {
+            Err(ConfigError::Json { line: error.line(), column: error.column(), problem: error.to_string() })
+        }
     }
 }
 
 /// Python writes NaN and Infinity, which JSON does not know (`time_step_limit` of Mamba models). They are read as
-/// text, so that a field that needs a number still refuses them by name. `None`: there are none.
-fn quoted_literals(json: &[u8]) -> Option<Result<Value, serde_json::Error>> {
-    let mut quoted = Vec::with_capacity(json.len() + 64);
+/// text, so that a field that needs a number still refuses them by name. False: there are none.
+fn quote_literals(json: &[u8], quoted: &mut Vec<u8>) -> bool {
+    quoted.clear();
     let (mut in_string, mut escaped, mut found, mut at) = (false, false, false, 0);
     while at < json.len() {
         let byte = json[at];
@@ -44,21 +51,23 @@ fn quoted_literals(json: &[u8]) -> Option<Result<Value, serde_json::Error>> {
         quoted.push(byte);
         at += 1;
     }
-    found.then(|| serde_json::from_slice(&quoted))
+    found
 }
 
 const NOT_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a> {
-    map: &'a Map<String, Value>,
+    map: &'a Object<'a>,
     /// The object that `map` was found in, for messages: `text_config`.
     parent: Option<&'static str>,
+    /// What fields hold that the object leaves out.
+    defaults: &'static [(&'static str, u64)],
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, parent: None }
+    pub(super) fn new(map: &'a Object<'a>) -> Self {
+        Self { map, parent: None, defaults: &[] }
     }
 
     /// The field's full name for messages: `rope_scaling.factor`.
@@ -70,16 +79,26 @@ impl<'a> Fields<'a> {
     }
 
     /// The first of `names` that is present, with its name.
-    fn find(&self, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
+    fn find(&self, names: &[&'static str]) -> Option<(&'static str, &'a Value<'a>)> {
         names.iter().find_map(|&name| Some((name, self.map.get(name).filter(|v| !v.is_null())?)))
     }
 
-    pub(super) fn value(&self, name: &'static str) -> Option<&'a Value> {
+    /// The same object, with what its class has for fields that it leaves out.
+    pub(super) fn with_defaults(self, defaults: &'static [(&'static str, u64)]) -> Self {
+        Self { defaults, ..self }
+    }
+
+    fn default_of(&self, names: &[&'static str], range: &RangeInclusive<u64>) -> Option<u64> {
+        let default = self.defaults.iter().find(|(name, _)| names.contains(name));
+        default.map(|&(_, value)| value).filter(|value| range.contains(value))
+    }
+
+    pub(super) fn value(&self, name: &'static str) -> Option<&'a Value<'a>> {
         self.find(&[name]).map(|(_, value)| value)
     }
 
     pub(super) fn uint(&self, names: &[&'static str], range: RangeInclusive<u64>) -> Result<Option<u64>, ConfigError> {
-        let Some((name, value)) = self.find(names) else { return Ok(None) };
+        let Some((name, value)) = self.find(names) else { return Ok(self.default_of(names, &range)) };
         let expected = || format!("a whole number from {} to {}", range.start(), range.end());
         let number = match value {
             Value::Number(n) => n,
@@ -111,7 +130,7 @@ impl<'a> Fields<'a> {
         self.float(&[name], range)?.ok_or_else(|| ConfigError::Missing { field: self.path(name), expected })
     }
 
-    fn checked_float(&self, name: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f64, ConfigError> {
+    fn checked_float(&self, name: &str, value: &Value<'_>, range: RangeInclusive<f64>) -> Result<f64, ConfigError> {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
         match value {
             Value::Number(n) => match n.as_f64().filter(|x| range.contains(x)) {
@@ -157,7 +176,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn list(&self, name: &'static str) -> Result<Option<&'a [Value]>, ConfigError> {
+    pub(super) fn list(&self, name: &'static str) -> Result<Option<&'a [Value<'a>]>, ConfigError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),
@@ -168,21 +187,21 @@ impl<'a> Fields<'a> {
     pub(super) fn object(&self, name: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
         match self.value(name) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, parent: Some(name) })),
+            Some(Value::Object(map)) => Ok(Some(Fields { map, parent: Some(name), defaults: &[] })),
             Some(other) => Err(self.wrong_type(name, other, "an object")),
         }
     }
 
     /// All fields, `null` ones too.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
-        self.map.iter().map(|(name, value)| (name.as_str(), value))
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value<'a>)> {
+        self.map.entries()
     }
 
     pub(super) fn keys(&self) -> usize {
         self.map.len()
     }
 
-    pub(super) fn wrong_type(&self, name: &str, found: &Value, expected: impl Into<String>) -> ConfigError {
+    pub(super) fn wrong_type(&self, name: &str, found: &Value<'_>, expected: impl Into<String>) -> ConfigError {
         ConfigError::WrongType { field: self.path(name), found: kind(found).to_owned(), expected: expected.into() }
     }
 
@@ -216,12 +235,12 @@ fn whole_number(x: f64) -> Option<u64> {
     (x.fract() == 0.0 && (0.0..=9_007_199_254_740_992.0).contains(&x)).then_some(x as u64)
 }
 
-fn kind(value: &Value) -> &'static str {
+fn kind(value: &Value<'_>) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(text) if NOT_NUMBERS.contains(&text.as_str()) => "not a finite number",
+        Value::String(text) if NOT_NUMBERS.contains(&text.as_ref()) => "not a finite number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",

@@ -1,8 +1,8 @@
 //! Which layers look back over a window only. The rule is the family's; `layer_types` wins where a file has it.
 
+use super::json::Value;
 use super::{ConfigError, fields::Fields, limits};
 use crate::model::{Family, Mask};
-use serde_json::Value;
 
 /// One mask per layer. A window as long as the context is no window.
 pub(super) fn masks(fields: &Fields<'_>, family: Family, layers: u64, context: u64) -> Result<Vec<Mask>, ConfigError> {

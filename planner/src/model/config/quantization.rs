@@ -5,9 +5,10 @@ mod compressed_tensors;
 mod modelopt;
 mod patterns;
 
+use super::json::Value;
 use super::{ConfigError, fields::Fields};
 use crate::model::{Element, Packed, Quantization, Rules, Scales, Storage, StoredWeights};
-use serde_json::Value;
+use std::sync::Arc;
 
 pub(super) const SUPPORTED: &str = "supported: awq, gptq, auto-round, fp8, fbgemm_fp8, modelopt, compressed-tensors, \
                                     mxfp4, bitsandbytes";
@@ -45,7 +46,13 @@ pub(super) fn from_hf_quant_config(root: &Fields<'_>) -> Result<Option<Quantizat
 
 pub(super) fn everywhere(method: &str, packed: Packed, rules: Rules) -> StoredWeights {
     let storage = Storage::Packed(packed);
-    StoredWeights { method: method.to_owned(), linear: storage, experts: storage, rules, kv_cache_fp8: false }
+    StoredWeights {
+        method: method.to_owned(),
+        linear: storage,
+        experts: storage,
+        rules: Arc::new(rules),
+        kv_cache_fp8: false,
+    }
 }
 
 /// Modules that stay as they are, under any of the names for the list.
@@ -69,7 +76,7 @@ fn integers(q: &Fields<'_>, method: &str) -> Result<StoredWeights, ConfigError> 
     }
     let mut stored = everywhere(method, packed, skipped(q)?);
     if q.boolean("lm_head")? == Some(true) {
-        patterns::add(q, "lm_head", &mut stored.rules, "lm_head", stored.linear)?;
+        patterns::add(q, "lm_head", Arc::make_mut(&mut stored.rules), "lm_head", stored.linear)?;
     }
     Ok(stored)
 }
@@ -103,7 +110,7 @@ fn auto_round(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
             }
             None => continue,
         };
-        patterns::add(q, "extra_config", &mut stored.rules, name, storage)?;
+        patterns::add(q, "extra_config", Arc::make_mut(&mut stored.rules), name, storage)?;
     }
     Ok(stored)
 }

@@ -73,6 +73,11 @@ const FALCON: Naming = Naming {
 
 pub(super) fn naming(family: Family) -> Naming {
     match family {
+        Family::Afmoe => Naming {
+            norms: &["input_layernorm", "pre_mlp_layernorm", "post_attention_layernorm", "post_mlp_layernorm"],
+            router: "mlp.router.gate",
+            ..LLAMA
+        },
         Family::Gemma3n | Family::Gemma4 | Family::Gemma2 | Family::Gemma3 => {
             Naming { norms: SANDWICH, router: "router.proj", experts: "experts.*", ..LLAMA }
         }
@@ -173,7 +178,7 @@ pub(super) fn naming(family: Family) -> Naming {
         Family::Olmo2 | Family::Exaone4 => {
             Naming { norms: &["post_attention_layernorm", "post_feedforward_layernorm"], ..LLAMA }
         }
-        Family::Nemotron => Naming { mlp_parts: ["", "up_proj", "down_proj"], ..LLAMA },
+        Family::Nemotron | Family::Arcee => Naming { mlp_parts: ["", "up_proj", "down_proj"], ..LLAMA },
         Family::NemotronH => Naming {
             embed: "backbone.embeddings",
             layers: "backbone.layers",
@@ -201,6 +206,12 @@ pub(super) fn naming(family: Family) -> Naming {
             mlp: "feed_forward",
             router: "feed_forward.router",
             experts: "feed_forward.experts.*",
+            final_norm: "model.final_layernorm",
+            ..LLAMA
+        },
+        Family::Bamba => Naming {
+            norms: &["input_layernorm", "pre_ff_layernorm"],
+            mlp: "feed_forward",
             final_norm: "model.final_layernorm",
             ..LLAMA
         },
@@ -264,6 +275,26 @@ pub(super) fn naming(family: Family) -> Naming {
             router: "feed_forward.gate",
             experts: "feed_forward.experts.*",
             expert_parts: ["w1", "w3", "w2"],
+            ..LLAMA
+        },
+        Family::Grok => Naming {
+            norms: &["pre_attn_norm", "pre_moe_norm", "post_attn_norm", "post_moe_norm"],
+            router: "block_sparse_moe.gate",
+            experts: "block_sparse_moe.experts.*",
+            expert_parts: ["w1", "w3", "w2"],
+            ..LLAMA
+        },
+        Family::BertLike => Naming {
+            embed: "embeddings.word_embeddings",
+            positions: "embeddings.position_embeddings",
+            layers: "encoder.layer",
+            final_norm: "embeddings.LayerNorm",
+            norms: &["attention.output.LayerNorm", "output.LayerNorm"],
+            mixer: "attention",
+            qkv: &["self.query", "self.key", "self.value"],
+            output: "output.dense",
+            mlp: "",
+            mlp_parts: ["gate.dense", "intermediate.dense", "output.dense"],
             ..LLAMA
         },
         Family::ModernBert => Naming {

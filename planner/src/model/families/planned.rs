@@ -3,8 +3,8 @@
 use super::naming::{Naming, naming};
 use super::{experts, mixers};
 use crate::model::{
-    BufferId, Builder, Feature, Ffn, LayerSpec, MlpSpec, ModelSpec, PerLayerInput, PlannedOp, Positions, Program, Role,
-    Rows, Shard, Task, WeightId,
+    BufferId, Builder, Family, Feature, Ffn, LayerSpec, MlpSpec, ModelSpec, PerLayerInput, PlannedOp, Positions,
+    Program, Role, Rows, Shard, Task, WeightId,
 };
 
 pub fn program(spec: &ModelSpec) -> Program {
@@ -235,7 +235,13 @@ fn head(p: &mut Builder<'_>, spec: &ModelSpec, names: &Naming, x: BufferId, tabl
         Task::Classify { labels } => {
             let last = p.gather_last(x);
             let h = p.norm(last, names.final_norm);
-            p.project(h, "score", labels, Shard::Replicated, false, None)
+            // Encoders go through a dense layer as wide as they are.
+            let encoder = matches!(spec.family, Family::BertLike | Family::DistilBert | Family::ModernBert);
+            let h = match encoder {
+                true => p.project(h, "pooler.dense", spec.hidden_size, Shard::Replicated, true, None),
+                false => h,
+            };
+            p.project(h, "score", labels, Shard::Replicated, encoder, None)
         }
     }
 }

@@ -66,6 +66,13 @@ fn figures_move_with_the_keys() {
 }
 
 #[test]
+fn a_narrow_screen_shows_whole_figures() {
+    let spec = spec("lmsys__vicuna-13b-v1.5-16k");
+    let explorer = Explorer::new(request(&spec), Some(beside()));
+    insta::assert_snapshot!("explorer_on_80_columns", screen(&explorer, 80, 24));
+}
+
+#[test]
 fn every_key_anywhere_leaves_a_screen() {
     let spec = spec("lmsys__vicuna-13b-v1.5-16k");
     let mut explorer = Explorer::new(request(&spec), Some(beside()));

@@ -79,13 +79,13 @@ fn answer(explorer: &Explorer<'_>, plan: &Plan, theme: Theme, frame: &mut Frame<
     let options = 3 + plan.options.len().min(8) as u16;
     let [table, figures, beside] =
         Layout::vertical([Constraint::Length(options), Constraint::Min(3), Constraint::Length(split)]).areas(area);
-    frame.render_widget(self::options(plan, theme), table);
+    frame.render_widget(self::options(plan, table.width, theme), table);
     if let Some(best) = plan.options.first() {
         let width = area.width.saturating_sub(4);
         frame.render_widget(self::figures(explorer, plan, best, width, theme), figures);
     }
     match &explorer.split {
-        Some(Ok(split)) => frame.render_widget(self::split(split, theme), beside),
+        Some(Ok(split)) => frame.render_widget(self::split(split, beside.width, theme), beside),
         Some(Err(error)) => frame.render_widget(
             Paragraph::new(error.to_string()).wrap(Wrap { trim: true }).block(block(" with small models ", theme)),
             beside,
@@ -94,12 +94,42 @@ fn answer(explorer: &Explorer<'_>, plan: &Plan, theme: Theme, frame: &mut Frame<
     }
 }
 
-fn options<'a>(plan: &Plan, theme: Theme) -> Table<'a> {
-    let rows = plan.options.iter().enumerate().map(|(i, o)| {
+/// A table's columns: heading, width, and how much it is missed where there is no room (1: the most).
+type Column = (&'static str, u16, u8);
+
+/// A table of the columns that have room as a whole: half a number is a wrong one.
+fn table<'a>(columns: &[Column], rows: Vec<Vec<String>>, title: &'a str, width: u16, theme: Theme) -> Table<'a> {
+    let inner = width.saturating_sub(2);
+    let taken = |most: u8| {
+        let kept = columns.iter().filter(|column| column.2 <= most);
+        kept.map(|column| column.1 + 1).sum::<u16>().saturating_sub(1)
+    };
+    let most = (1..=columns.len() as u8).take_while(|&most| taken(most) <= inner).last().unwrap_or(1);
+    let kept: Vec<usize> = (0..columns.len()).filter(|&i| columns[i].2 <= most).collect();
+    let rows = rows.into_iter().enumerate().map(|(i, cells)| {
+        let style = if i == 0 { theme.strong() } else { Style::new() };
+        Row::new(kept.iter().map(|&column| Cell::from(cells[column].clone())).collect::<Vec<_>>()).style(style)
+    });
+    let widths: Vec<Constraint> = kept.iter().map(|&i| Constraint::Length(columns[i].1)).collect();
+    let header: Vec<&str> = kept.iter().map(|&i| columns[i].0).collect();
+    Table::new(rows, widths).header(Row::new(header).style(theme.dim())).block(block(title, theme))
+}
+
+fn options<'a>(plan: &Plan, width: u16, theme: Theme) -> Table<'a> {
+    const COLUMNS: [Column; 7] = [
+        ("TP x repl", 9, 1),
+        ("at once", 8, 2),
+        ("TTFT ms", 8, 4),
+        ("TPOT ms", 8, 5),
+        ("req/s", 8, 3),
+        ("tok/s", 9, 6),
+        ("load set by", 13, 7),
+    ];
+    let rows = plan.options.iter().map(|o| {
         let speed = o.speed.as_ref();
         let of =
             |figure: fn(&mserve_planner::plan::OptionSpeed) -> String| speed.map_or_else(|| "-".to_owned(), figure);
-        let cells = [
+        vec![
             format!("{} x {}", o.tensor_parallel_size, o.replicas),
             format_count(o.typical.requests_total),
             of(|s| format!("{:.0}", s.replica.ttft_ms)),
@@ -107,18 +137,51 @@ fn options<'a>(plan: &Plan, theme: Theme) -> Table<'a> {
             of(|s| format!("{:.2}", s.requests_per_s)),
             of(|s| format_count(s.output_tokens_per_s as u64)),
             of(|s| s.load_limit.label().to_owned()),
-        ];
-        let style = if i == 0 { theme.strong() } else { Style::new() };
-        Row::new(cells.map(Cell::from)).style(style)
+        ]
     });
-    let widths = [9, 8, 8, 8, 9, 9, 13].map(Constraint::Length);
-    let header = ["TP x repl", "at once", "TTFT ms", "TPOT ms", "req/s", "tok/s", "load set by"];
-    Table::new(rows, widths).header(Row::new(header).style(theme.dim())).block(block(" options, best first ", theme))
+    table(&COLUMNS, rows.collect(), " options, best first ", width, theme)
 }
 
+/// What users get first, then where the memory goes: a low screen cuts the end.
 fn figures<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, width: u16, theme: Theme) -> Paragraph<'a> {
-    let budget = &best.per_gpu;
+    let mut lines = service(explorer, plan, best, theme);
+    lines.extend(memory(best, width, theme));
+    if let Some(speed) = &best.speed {
+        lines.push(Line::from(format!("slowest    {}", speed.bottleneck.label())));
+    }
+    Paragraph::new(lines).wrap(Wrap { trim: true }).block(block(" the best ", theme))
+}
+
+fn service<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, theme: Theme) -> Vec<Line<'a>> {
     let before = explorer.before.as_ref();
+    let compare = |now: f64, was: Option<f64>| delta(now, was, theme);
+    let at_once = best.typical.requests_total;
+    let mut lines = vec![Line::from(vec![
+        Span::raw(format!(
+            "holds      {} requests of {} tokens",
+            format_count(at_once),
+            format_count(plan.typical_len_tokens)
+        )),
+        compare(at_once as f64, before.map(|b| b.typical.requests_total as f64)),
+    ])];
+    let Some(speed) = &best.speed else { return lines };
+    let was = before.and_then(|b| b.speed.as_ref());
+    lines.push(Line::from(vec![
+        Span::raw(format!("serves     {:.2} requests/s", speed.requests_per_s)),
+        compare(speed.requests_per_s, was.map(|s| s.requests_per_s)),
+        Span::raw(format!(", {} tokens/s", format_count(speed.output_tokens_per_s as u64))),
+    ]));
+    lines.push(Line::from(vec![
+        Span::raw(format!("users see  first token {:.0} ms", speed.replica.ttft_ms)),
+        compare(speed.replica.ttft_ms, was.map(|s| s.replica.ttft_ms)),
+        Span::raw(format!(", {:.1} ms a token", speed.replica.tpot_ms)),
+        compare(speed.replica.tpot_ms, was.map(|s| s.replica.tpot_ms)),
+    ]));
+    lines
+}
+
+fn memory<'a>(best: &PlanOption, width: u16, theme: Theme) -> Vec<Line<'a>> {
+    let budget = &best.per_gpu;
     let weights = budget.term(TermKind::Weights);
     let mut lines = vec![
         Line::from(format!(
@@ -138,32 +201,7 @@ fn figures<'a>(explorer: &Explorer<'_>, plan: &Plan, best: &PlanOption, width: u
             format_count(best.kv_cache_tokens)
         )));
     }
-    let compare = |now: f64, was: Option<f64>| delta(now, was, theme);
-    let at_once = best.typical.requests_total as f64;
-    lines.push(Line::from(vec![
-        Span::raw(format!(
-            "holds      {} requests of {} tokens",
-            format_count(best.typical.requests_total),
-            format_count(plan.typical_len_tokens)
-        )),
-        compare(at_once, before.map(|b| b.typical.requests_total as f64)),
-    ]));
-    if let Some(speed) = &best.speed {
-        let was = before.and_then(|b| b.speed.as_ref());
-        lines.push(Line::from(vec![
-            Span::raw(format!("serves     {:.2} requests/s", speed.requests_per_s)),
-            compare(speed.requests_per_s, was.map(|s| s.requests_per_s)),
-            Span::raw(format!(", {} tokens/s", format_count(speed.output_tokens_per_s as u64))),
-        ]));
-        lines.push(Line::from(vec![
-            Span::raw(format!("users see  first token {:.0} ms", speed.replica.ttft_ms)),
-            compare(speed.replica.ttft_ms, was.map(|s| s.replica.ttft_ms)),
-            Span::raw(format!(", then {:.1} ms a token", speed.replica.tpot_ms)),
-            compare(speed.replica.tpot_ms, was.map(|s| s.replica.tpot_ms)),
-        ]));
-        lines.push(Line::from(format!("slowest    {}", speed.bottleneck.label())));
-    }
-    Paragraph::new(lines).block(block(" the best ", theme))
+    lines
 }
 
 /// ` (+12 %)` against the start; nothing when it has not moved.
@@ -195,13 +233,23 @@ fn bar<'a>(best: &PlanOption, width: u16, theme: Theme) -> Line<'a> {
     ])
 }
 
-fn split<'a>(split: &Split, theme: Theme) -> Table<'a> {
-    let rows = split.options.iter().take(3).enumerate().map(|(i, o)| {
+fn split<'a>(split: &Split, width: u16, theme: Theme) -> Table<'a> {
+    const COLUMNS: [Column; 8] = [
+        ("LLM GPUs", 8, 1),
+        ("SLM GPUs", 9, 2),
+        ("KV", 5, 8),
+        ("LLM req/s", 9, 5),
+        ("SLM req/s", 9, 6),
+        ("served", 8, 3),
+        ("short", 6, 4),
+        ("idle", 9, 7),
+    ];
+    let rows = split.options.iter().take(3).map(|o| {
         let (side, idle) = match o.limited_by {
             Side::Llm => ("LLM", format!("SLM {:.0} %", 100.0 * o.idle.slm)),
             Side::Slm => ("SLM", format!("LLM {:.0} %", 100.0 * o.idle.llm)),
         };
-        let cells = [
+        vec![
             o.llm_gpus.to_string(),
             format!("{}{}", o.slm_gpus, if o.co_located { "+shared" } else { "" }),
             format!("{:?}", o.kv_cache_dtype).to_ascii_lowercase(),
@@ -210,10 +258,7 @@ fn split<'a>(split: &Split, theme: Theme) -> Table<'a> {
             format!("{:.2}", o.served_requests_per_s),
             side.to_owned(),
             idle,
-        ];
-        Row::new(cells.map(Cell::from)).style(if i == 0 { theme.strong() } else { Style::new() })
+        ]
     });
-    let widths = [8, 9, 5, 9, 9, 8, 6, 9].map(Constraint::Length);
-    let header = ["LLM GPUs", "SLM GPUs", "KV", "LLM req/s", "SLM req/s", "served", "short", "idle"];
-    Table::new(rows, widths).header(Row::new(header).style(theme.dim())).block(block(" with small models ", theme))
+    table(&COLUMNS, rows.collect(), " with small models ", width, theme)
 }

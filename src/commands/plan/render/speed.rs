@@ -1,6 +1,7 @@
 //! Speed as text: one row an option.
 
 use super::tables::table;
+use mserve_planner::perf::Basis;
 use mserve_planner::plan::{Plan, PlanOption};
 use mserve_planner::units::format_count;
 use std::fmt::Write;
@@ -14,17 +15,20 @@ pub(super) fn speeds(plan: &Plan) -> String {
     }
     let shape = plan.demand.shape;
     let generates = shape.output_tokens > 0;
+    // Of all options: the least that any of them rests on.
+    let bases = plan.options.iter().filter_map(|option| option.speed.as_ref()).map(|speed| speed.basis);
+    let basis = bases.max().map_or("", Basis::label);
     let mut out = String::new();
     let _ = if generates {
         writeln!(
             out,
-            "\nSpeed of {} at {} prompt and {} output tokens a request (ms; predicted):",
+            "\nSpeed of {} at {} prompt and {} output tokens a request (ms; predicted: {basis}):",
             plan.demand.engine,
             format_count(shape.input_tokens),
             format_count(shape.output_tokens)
         )
     } else {
-        writeln!(out, "\nSpeed at {} tokens a text (ms; predicted):", format_count(shape.input_tokens))
+        writeln!(out, "\nSpeed at {} tokens a text (ms; predicted: {basis}):", format_count(shape.input_tokens))
     };
     let header: Vec<&str> = if generates {
         vec![

@@ -9,7 +9,7 @@ use crate::model::{
 
 pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
-    if arch.name == "DeepseekForCausalLM" {
+    if arch.name == "DeepseekForCausalLM" || base.text.boolean("use_mla")? == Some(false) {
         return grouped(&base);
     }
     let latent = latent(&base)?;

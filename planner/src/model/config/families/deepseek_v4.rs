@@ -32,11 +32,9 @@ pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<M
         own: true,
     };
     // The list goes on behind the last layer for multi-token prediction.
-    let Some(ratios) = base.numbers("compress_ratios", base.layers as usize)? else {
-        return Err(ConfigError::Missing {
-            field: base.text.path("compress_ratios"),
-            expected: "tokens in a compressed state, for each layer".to_owned(),
-        });
+    let ratios = match base.numbers("compress_ratios", base.layers as usize)? {
+        Some(ratios) => ratios,
+        None => ratios_of_kinds(&base)?,
     };
     if let Some(&ratio) = ratios.iter().find(|&&ratio| ratio > 65_536) {
         return Err(base.text.out_of_range("compress_ratios", &ratio, "0 to 65536 tokens in a state"));
@@ -51,4 +49,25 @@ pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<M
     let spec = base.spec(layers.collect())?;
     let residual_streams = base.get(&["hc_mult"], 1..=64)?;
     Ok(ModelSpec { extras: Extras { residual_streams, ..spec.extras }, ..spec })
+}
+
+/// `layer_types` with `compress_rates`, as transformers 5 writes them.
+fn ratios_of_kinds(base: &Base<'_>) -> Result<Vec<u64>, ConfigError> {
+    let (Some(kinds), Some(rates)) = (base.words("layer_types")?, base.text.object("compress_rates")?) else {
+        return Err(ConfigError::Missing {
+            field: base.text.path("compress_ratios"),
+            expected: "tokens in a compressed state, for each layer".to_owned(),
+        });
+    };
+    let ratio = |kind: &str| match kind {
+        "sliding_attention" => Ok(0),
+        "compressed_sparse_attention" => rates.required_uint(&["compressed_sparse_attention"], 1..=65_536),
+        "heavily_compressed_attention" => rates.required_uint(&["heavily_compressed_attention"], 1..=65_536),
+        other => Err(base.text.unsupported(
+            "layer_types",
+            other,
+            "supported: sliding_attention, compressed_sparse_attention, heavily_compressed_attention",
+        )),
+    };
+    kinds.into_iter().map(ratio).collect()
 }

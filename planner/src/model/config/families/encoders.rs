@@ -1,4 +1,4 @@
-//! Encoders beside BERT and RoBERTa: ModernBERT, Nomic BERT, DistilBERT.
+//! Encoders beside BERT and RoBERTa: ModernBERT, Nomic BERT, DistilBERT, MPNet, DeBERTa, ELECTRA, gte, Jina.
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer};
@@ -53,6 +53,40 @@ pub(in super::super) fn distil_bert(arch: &Architecture, root: &Fields<'_>) -> R
     let spec = encoder(&base, base.uniform(attention, mlp))?;
     let positions = Positions::Learned { rows: spec.max_position_embeddings, offset: 0, token_types: 0 };
     Ok(ModelSpec { positions, ..spec })
+}
+
+/// Encoders that are BERT but for their positions and gates: a table of positions (MPNet, ELECTRA), one of distances
+/// (DeBERTa), rotary ones (gte) or none (Jina).
+pub(in super::super) fn bert_like(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    let base = Base::read(arch, root)?;
+    if let Some(width) = base.get(&["embedding_size"], limits::HIDDEN)?.filter(|&width| width != base.hidden) {
+        return Err(base.text.unsupported("embedding_size", &width, "supported: hidden_size"));
+    }
+    if let Some(kernel) = base.get(&["conv_kernel_size"], 0..=64)?.filter(|&kernel| kernel > 0) {
+        return Err(base.text.unsupported("conv_kernel_size", &kernel, "supported: 0"));
+    }
+    let gated = matches!(arch.name.get(..4), Some("NewM" | "NewF" | "Jina"));
+    let attention = AttentionSpec {
+        mask: Mask::Bidirectional,
+        rope: None,
+        qkv_bias: true,
+        output_bias: true,
+        ..base.attention(base.heads)?
+    };
+    let width = base.need("intermediate_size", limits::INTERMEDIATE)?;
+    let mlp = MlpSpec { intermediate_size: width, activation: Activation::Gelu, gated, bias: !gated };
+    let spec = encoder(&base, base.uniform(attention, mlp))?;
+    let token_types = base.get(&["type_vocab_size"], 0..=*limits::TOKEN_TYPES.end())?.unwrap_or(2);
+    let (rows, offset) = match arch.name.get(..4) {
+        Some("Debe") => (2 * base.get(&["position_buckets"], limits::POSITIONS)?.unwrap_or(256), 0),
+        Some("MPNe") => (spec.max_position_embeddings, 2),
+        Some("NewM" | "NewF" | "Jina") => (0, 0),
+        _ => (spec.max_position_embeddings, 0),
+    };
+    // The rows that padding takes are no positions of a text.
+    let max_position_embeddings = spec.max_position_embeddings.saturating_sub(offset).max(1);
+    let positions = Positions::Learned { rows: rows + token_types, offset, token_types };
+    Ok(ModelSpec { positions, max_position_embeddings, ..spec })
 }
 
 fn encoder(base: &Base<'_>, layers: Vec<crate::model::LayerSpec>) -> Result<ModelSpec, ConfigError> {

@@ -5,8 +5,8 @@ use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
-    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec, MoeSpec,
-    NormKind, OutputGate, QkNorm, Router, StateKind, StateSpec,
+    Activation, AttentionSpec, Extras, Family, Ffn, IndexerSpec, KvOrigin, LayerSpec, Mask, Mixer, MlpSpec, ModelSpec,
+    MoeSpec, NormKind, OutputGate, QkNorm, Router, StateKind, StateSpec,
 };
 
 fn all_layers(base: &Base<'_>, attention: AttentionSpec, moe: MoeSpec) -> Vec<LayerSpec> {
@@ -134,7 +134,11 @@ pub(in super::super) fn mimo_v2(arch: &Architecture, root: &Fields<'_>) -> Resul
         ..full
     };
     let heads = base.get(&["swa_num_attention_heads"], limits::HEADS)?.unwrap_or(full.num_heads);
-    let kv_heads = base.get(&["swa_num_key_value_heads"], limits::HEADS)?.unwrap_or(full.num_kv_heads);
+    // transformers 5 lists kinds of layers and leaves out how they differ.
+    let kv_heads = match base.text.value("hybrid_layer_pattern") {
+        None if base.text.value("layer_types").is_some() => base.need("swa_num_key_value_heads", limits::HEADS)?,
+        _ => base.get(&["swa_num_key_value_heads"], limits::HEADS)?.unwrap_or(full.num_kv_heads),
+    };
     if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of swa_num_attention_heads, {heads}");
         return Err(base.text.out_of_range("swa_num_key_value_heads", &kv_heads, expected));
@@ -149,11 +153,17 @@ pub(in super::super) fn mimo_v2(arch: &Architecture, root: &Fields<'_>) -> Resul
         sinks: base.flag("add_swa_attention_sink_bias")?,
         ..full.clone()
     };
-    let Some(slides) = base.flags(&base.text, "hybrid_layer_pattern")? else {
-        return Err(ConfigError::Missing {
-            field: base.text.path("hybrid_layer_pattern"),
-            expected: "0 (full) or 1 (sliding) for each layer".to_owned(),
-        });
+    let slides = match base.flags(&base.text, "hybrid_layer_pattern")? {
+        Some(slides) => slides,
+        None if base.text.value("layer_types").is_some() => {
+            base.masks(|_| false)?.iter().map(|mask| mask.reach().is_some()).collect()
+        }
+        None => {
+            return Err(ConfigError::Missing {
+                field: base.text.path("hybrid_layer_pattern"),
+                expected: "0 (full) or 1 (sliding) for each layer".to_owned(),
+            });
+        }
     };
     let moe = MoeSpec { router: Router::ScoreCorrected, ..base.with_shared(base.experts()?)? };
     let ffns = base.dense_then_experts(base.mlp()?, moe)?;
@@ -289,6 +299,35 @@ pub(in super::super) fn hunyuan(arch: &Architecture, root: &Fields<'_>) -> Resul
     debug_assert_eq!(arch.family, Family::Hunyuan);
     let attention = AttentionSpec { qk_norm: per_head(base.flag("use_qk_norm")?), ..base.attention(base.kv_heads()?)? };
     let moe = base.experts()?;
-    let shared = base.flag("use_mixed_mlp_moe")?.then_some(moe.expert);
-    base.spec(all_layers(&base, attention, MoeSpec { shared, ..moe }))
+    let count = base.same(&["num_shared_expert"], 0..=64)?.unwrap_or(1);
+    let width = count * base.mlp()?.intermediate_size;
+    let shared =
+        (base.flag("use_mixed_mlp_moe")? && width > 0).then_some(MlpSpec { intermediate_size: width, ..moe.expert });
+    let skipped = base.get(&["moe_layer_num_skipped"], 0..=base.layers)?.unwrap_or(0);
+    let moe = MoeSpec { shared, ..moe };
+    let of_layer = |i: u64| if i < skipped { base.mlp().map(Ffn::Dense) } else { Ok(Ffn::Experts(moe)) };
+    let ffns = (0..base.layers).map(of_layer).collect::<Result<Vec<_>, _>>()?;
+    let layers = ffns.into_iter().zip(shared_caches(&base, &attention)?);
+    base.spec(layers.map(|(ffn, attention)| attention_layer(attention, ffn)).collect())
+}
+
+/// Cross-layer attention: of so many layers the first keeps the keys and values of all.
+pub(super) fn shared_caches(base: &Base<'_>, attention: &AttentionSpec) -> Result<Vec<AttentionSpec>, ConfigError> {
+    let share = match base.flag("use_cla")? {
+        true => base.get(&["cla_share_factor"], 1..=*limits::LAYERS.end())?.unwrap_or(2),
+        false => 1,
+    };
+    let kv = |i: u64| match i % share {
+        0 => attention.kv,
+        behind => KvOrigin::SharedWith { layer: i - behind },
+    };
+    Ok((0..base.layers).map(|i| AttentionSpec { kv: kv(i), ..attention.clone() }).collect())
+}
+
+/// Grok: experts, and in Grok 2 a dense MLP beside them.
+pub(in super::super) fn grok(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    let base = Base::read(arch, root)?;
+    let dense = if base.flag("residual_moe")? { Some(base.mlp()?) } else { None };
+    let moe = MoeSpec { dense, ..base.experts()? };
+    base.spec(all_layers(&base, base.attention(base.kv_heads()?)?, moe))
 }

@@ -2,24 +2,19 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::Base;
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields, limits};
 use super::deepseek;
 use crate::model::{
     DType, LatentAttentionSpec, LayerSpec, Mixer, ModelSpec, MoeSpec, OutputGate, Router, StateKind, StateSpec,
 };
-use serde_json::Value;
 
 pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
-    const FIELD: &str = "linear_attn_config";
-    let linear = base.text.object(FIELD)?.ok_or_else(|| ConfigError::Missing {
-        field: base.text.path(FIELD),
-        expected: "an object that describes the linear layers".to_owned(),
-    })?;
     let gate = if base.flag("mla_use_output_gate")? { OutputGate::PerElement } else { OutputGate::None };
     let latent = Mixer::Latent(LatentAttentionSpec { gate, ..deepseek::latent(&base)? });
-    let delta = Mixer::State(delta(&linear)?);
-    let linear_layers = kda_layers(&base, &linear)?;
+    let (delta, linear_layers) = linear(&base)?;
+    let delta = Mixer::State(delta);
     let moe = base.with_shared(base.experts()?)?;
     let moe = MoeSpec {
         latent_size: base.get(&["routed_expert_hidden_size"], limits::HIDDEN)?,
@@ -34,9 +29,29 @@ pub(in super::super) fn spec(arch: &Architecture, root: &Fields<'_>) -> Result<M
     base.spec(layers.collect())
 }
 
+/// The linear layers' mixer, and which layers they are: in `linear_attn_config`, or flat as transformers 5 writes it.
+fn linear(base: &Base<'_>) -> Result<(StateSpec, Vec<bool>), ConfigError> {
+    const FIELD: &str = "linear_attn_config";
+    if let Some(linear) = base.text.object(FIELD)? {
+        return Ok((delta(&linear)?, kda_layers(base, &linear)?));
+    }
+    let Some(kinds) = base.words("layer_types")?.filter(|_| base.text.value("linear_num_heads").is_some()) else {
+        return Err(ConfigError::Missing {
+            field: base.text.path(FIELD),
+            expected: "an object that describes the linear layers".to_owned(),
+        });
+    };
+    let linear = |kind: &str| match kind {
+        "linear_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => Err(base.text.unsupported("layer_types", other, "supported: linear_attention, full_attention")),
+    };
+    Ok((delta(&base.text)?, kinds.into_iter().map(linear).collect::<Result<_, _>>()?))
+}
+
 fn delta(linear: &Fields<'_>) -> Result<StateSpec, ConfigError> {
-    let heads = linear.required_uint(&["num_heads"], limits::HEADS)?;
-    let head_dim = linear.required_uint(&["head_dim"], limits::HEAD_DIM)?;
+    let heads = linear.required_uint(&["linear_num_heads", "num_heads"], limits::HEADS)?;
+    let head_dim = linear.required_uint(&["linear_head_dim", "head_dim"], limits::HEAD_DIM)?;
     let full_rank = linear.boolean("use_full_rank_gate")?.unwrap_or(false);
     Ok(StateSpec {
         kind: StateKind::KimiDelta,
@@ -44,7 +59,8 @@ fn delta(linear: &Fields<'_>) -> Result<StateSpec, ConfigError> {
         value_head_dim: head_dim,
         key_heads: heads,
         key_head_dim: head_dim,
-        conv_kernel: linear.required_uint(&["short_conv_kernel_size"], limits::CONV_KERNEL)?,
+        conv_kernel: linear
+            .required_uint(&["short_conv_kernel_size", "linear_conv_kernel_dim"], limits::CONV_KERNEL)?,
         state_dtype: Some(DType::F32),
         dt_rank: if full_rank { 0 } else { head_dim },
         bias: false,
@@ -63,7 +79,10 @@ fn kda_layers(base: &Base<'_>, linear: &Fields<'_>) -> Result<Vec<bool>, ConfigE
     for value in list {
         let number = value.as_u64().filter(|&n| n >= 1 && n <= base.layers);
         let Some(slot) = number.and_then(|n| linear_layers.get_mut(n as usize - 1)) else {
-            let shown = if value.is_number() { value.to_string() } else { kind(value).to_owned() };
+            let shown = match value {
+                Value::Number(number) => number.to_string(),
+                other => kind(other).to_owned(),
+            };
             return Err(linear.out_of_range(FIELD, &shown, format!("numbers of layers, 1 to {}", base.layers)));
         };
         *slot = true;
@@ -71,6 +90,6 @@ fn kda_layers(base: &Base<'_>, linear: &Fields<'_>) -> Result<Vec<bool>, ConfigE
     Ok(linear_layers)
 }
 
-fn kind(value: &Value) -> &'static str {
+fn kind(value: &Value<'_>) -> &'static str {
     if value.is_string() { "a string" } else { "no number" }
 }

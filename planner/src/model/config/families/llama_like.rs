@@ -4,12 +4,19 @@
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
 use super::super::{ConfigError, fields::Fields, limits};
-use crate::model::{Activation, AttentionSpec, Ffn, Mask, MlpSpec, ModelSpec, NormKind, QkNorm};
+use super::experts;
+use crate::model::{Activation, AttentionSpec, Family, Ffn, Mask, MlpSpec, ModelSpec, NormKind, QkNorm};
 
-/// XVERSE, and image models around a Llama: multi-head where KV heads are not stated.
+/// XVERSE, and image models around a Llama, Mistral or Phi-3: multi-head where KV heads are not stated.
 pub(in super::super) fn plain(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
-    base.spec(base.uniform(base.attention(base.kv_heads_or_all()?)?, base.mlp()?))
+    let attention = base.attention(base.kv_heads_or_all()?)?;
+    // Llama files may carry a window that their class does not read.
+    let mask = match base.get(&["sliding_window"], limits::POSITIONS)? {
+        Some(window) if arch.family != Family::Llama && window < base.context()? => Mask::Sliding { window },
+        _ => Mask::Causal,
+    };
+    base.spec(base.uniform(AttentionSpec { mask, ..attention }, base.mlp()?))
 }
 
 /// InternLM2: `bias` for every product of attention.
@@ -50,7 +57,7 @@ pub(in super::super) fn olmo(arch: &Architecture, root: &Fields<'_>) -> Result<M
 /// OLMo 2 and 3, EXAONE 4: norms behind the blocks, QK norm, windows in three of four layers where there are any.
 pub(in super::super) fn post_norm(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
-    let exaone = arch.family == crate::model::Family::Exaone4;
+    let exaone = arch.family == Family::Exaone4;
     let qk_norm = if exaone { QkNorm::PerHead } else { QkNorm::AllHeads };
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads_or_all()?)? };
     let slides = sliding_pattern(&base)?;
@@ -63,7 +70,7 @@ pub(in super::super) fn post_norm(arch: &Architecture, root: &Fields<'_>) -> Res
 }
 
 /// Letters for the layers (`LLLG`: three local, one global), or every n-th layer global.
-fn sliding_pattern(base: &Base<'_>) -> Result<impl Fn(u64) -> bool, ConfigError> {
+pub(super) fn sliding_pattern(base: &Base<'_>) -> Result<impl Fn(u64) -> bool, ConfigError> {
     const FIELD: &str = "sliding_window_pattern";
     let local: Vec<bool> = match base.text.value(FIELD) {
         None => Vec::new(),
@@ -137,10 +144,8 @@ pub(in super::super) fn cohere(arch: &Architecture, root: &Fields<'_>) -> Result
     let qk_norm = if base.flag("use_qk_norm")? { QkNorm::AllHeads } else { QkNorm::None };
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads_or_all()?)? };
     let pattern = base.get(&["sliding_window_pattern"], limits::LAYERS)?;
-    let slides = |i: u64| match (arch.name, pattern) {
-        ("Cohere2ForCausalLM", pattern) => !(i + 1).is_multiple_of(pattern.unwrap_or(4)),
-        _ => false,
-    };
+    let second = arch.name.starts_with("Cohere2") || matches!(base.text.string(&["model_type"])?, Some((_, "cohere2")));
+    let slides = |i: u64| second && !(i + 1).is_multiple_of(pattern.unwrap_or(4));
     let mlp = base.mlp()?;
     let layers = base.masks(slides)?.into_iter().map(|mask| {
         let attention = AttentionSpec { mask, ..attention.clone() };
@@ -166,7 +171,9 @@ pub(in super::super) fn hunyuan(arch: &Architecture, root: &Fields<'_>) -> Resul
     let base = Base::read(arch, root)?;
     let qk_norm = per_head(base.flag("use_qk_norm")? || base.flag("qk_norm")?);
     let attention = AttentionSpec { qk_norm, ..base.attention(base.kv_heads()?)? };
-    base.spec(base.uniform(attention, base.mlp()?))
+    let mlp = base.mlp()?;
+    let attentions = experts::shared_caches(&base, &attention)?;
+    base.spec(attentions.into_iter().map(|attention| attention_layer(attention, Ffn::Dense(mlp))).collect())
 }
 
 /// ERNIE 4.5: `use_bias` for all products.

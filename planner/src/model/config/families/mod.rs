@@ -12,6 +12,7 @@ pub(super) mod llama_like;
 pub(super) mod pruned;
 pub(super) mod qwen;
 pub(super) mod state;
+pub(super) mod windows;
 
 use super::architecture::Architecture;
 use super::{ConfigError, fields::Fields};
@@ -24,6 +25,7 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
     Some(match arch.family {
         Family::Llama | Family::Mistral | Family::Phi3 if arch.image_text() => llama_like::plain,
         Family::Qwen2 | Family::Qwen3 if arch.image_text() => qwen::vision_language,
+        Family::Gemma2 if arch.image_text() => gemma::second,
         Family::Llama
         | Family::Mistral
         | Family::Qwen2
@@ -33,12 +35,18 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         | Family::Gemma3
         | Family::Bert
         | Family::XlmRoberta => return None,
+        Family::Afmoe => windows::afmoe,
         Family::Apertus => llama_like::apertus,
+        Family::Arcee => windows::arcee,
+        Family::Bamba => state::bamba,
         Family::Baichuan => llama_like::baichuan,
+        Family::BertLike => encoders::bert_like,
         Family::Biased => llama_like::biased,
         Family::Bloom => gpt::bloom,
         Family::ChatGlm => glm::chat_glm,
+        Family::Cohere if arch.name == "Cohere2MoeForCausalLM" => windows::cohere2_moe,
         Family::Cohere => llama_like::cohere,
+        Family::Cwm => windows::cwm,
         Family::Dbrx => experts::dbrx,
         Family::DeciLm => pruned::deci_lm,
         Family::DeepseekV2 | Family::DeepseekV3 | Family::GlmMoeDsa => deepseek::spec,
@@ -47,6 +55,7 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         Family::Ernie4_5 if arch.name.contains("Moe") => glm::moe,
         Family::Ernie4_5 => llama_like::ernie,
         Family::Exaone => llama_like::exaone,
+        Family::ExaoneMoe => windows::exaone_moe,
         Family::Exaone4 | Family::Olmo2 => llama_like::post_norm,
         Family::Falcon => gpt::falcon,
         Family::FalconH1 => state::falcon_h1,
@@ -61,6 +70,8 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         Family::Granite | Family::SmolLm3 => llama_like::tied,
         Family::GraniteMoe => experts::granite_moe,
         Family::GraniteMoeHybrid => state::granite_hybrid,
+        Family::Grok => experts::grok,
+        Family::Hunyuan if arch.name == "HYV3ForCausalLM" => windows::hunyuan3,
         Family::Hunyuan if arch.name.contains("MoE") => experts::hunyuan,
         Family::Hunyuan => llama_like::hunyuan,
         Family::InternLm2 => llama_like::intern_lm2,
@@ -68,6 +79,7 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         Family::KimiLinear => kimi::spec,
         Family::Lfm2 => state::lfm2,
         Family::Llama4 => experts::llama4,
+        Family::LongCat => windows::longcat,
         Family::Mamba | Family::Mamba2 => state::mamba,
         Family::MiMoV2 => experts::mimo_v2,
         Family::MiniCpm => llama_like::mini_cpm,
@@ -91,6 +103,7 @@ pub(super) fn reader(arch: &Architecture) -> Option<Reader> {
         Family::Qwen => qwen::first,
         Family::Qwen2Moe | Family::Qwen3Moe => qwen::moe,
         Family::Qwen3Next => qwen::next,
+        Family::SolarOpen => windows::solar_open,
         Family::StableLm => llama_like::stable_lm,
         Family::StarCoder2 => llama_like::star_coder2,
         Family::Step3p5 => experts::step,

@@ -2,9 +2,9 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer};
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{AttentionSpec, Ffn, LayerSpec, Mixer, ModelSpec, QkNorm};
-use serde_json::Value;
 
 const BLOCKS: &str = "block_configs";
 

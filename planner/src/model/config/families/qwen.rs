@@ -2,11 +2,11 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, attention_layer, per_head};
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields, limits};
 use crate::model::{
     AttentionSpec, DType, Family, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, OutputGate, StateKind, StateSpec,
 };
-use serde_json::Value;
 
 /// Qwen 1: one product for q, k and v, an MLP of half the stated width on each side.
 pub(in super::super) fn first(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
@@ -23,15 +23,25 @@ pub(in super::super) fn first(arch: &Architecture, root: &Fields<'_>) -> Result<
 /// Dense text sides of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 pub(in super::super) fn vision_language(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
+    no_windows(&base)?;
     let third = arch.family == Family::Qwen3;
     let attention = base.attention(base.kv_heads()?)?;
     let attention = AttentionSpec { qkv_bias: !third || attention.qkv_bias, qk_norm: per_head(third), ..attention };
     base.spec(base.uniform(attention, base.mlp()?))
 }
 
+/// Published files state a window and switch it off.
+fn no_windows(base: &Base<'_>) -> Result<(), ConfigError> {
+    if base.flag("use_sliding_window")? {
+        return Err(base.text.unsupported("use_sliding_window", &true, "supported: false"));
+    }
+    Ok(())
+}
+
 /// Qwen2-MoE and Qwen3-MoE, and the latter's VL form.
 pub(in super::super) fn moe(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
     let base = Base::read(arch, root)?;
+    no_windows(&base)?;
     let third = arch.family == Family::Qwen3Moe;
     let attention = base.attention(base.kv_heads()?)?;
     let attention = AttentionSpec { qkv_bias: !third || attention.qkv_bias, qk_norm: per_head(third), ..attention };

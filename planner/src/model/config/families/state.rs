@@ -2,7 +2,7 @@
 
 use super::super::architecture::Architecture;
 use super::super::base::{Base, per_head};
-use super::super::{ConfigError, fields::Fields, limits};
+use super::super::{ConfigError, fields::Fields, json::Value, limits};
 use super::{experts, qwen};
 use crate::model::{
     Activation, AttentionSpec, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec, Router, StateKind, StateSpec,
@@ -125,9 +125,9 @@ fn pattern(text: &Fields<'_>) -> Result<Vec<char>, ConfigError> {
                 field: text.path(FIELD),
                 expected: "a letter for each layer: M, *, - or E".to_owned(),
             })?;
-            let letter = |value: &serde_json::Value| match value.as_str() {
-                Some("mamba") => Ok('M'),
-                Some("attention") => Ok('*'),
+            let letter = |value: &Value<'_>| match value.as_str() {
+                Some("mamba" | "linear_attention") => Ok('M'),
+                Some("attention" | "full_attention") => Ok('*'),
                 Some("mlp") => Ok('-'),
                 Some("moe") => Ok('E'),
                 Some(other) => Err(text.unsupported(LIST, other, "supported: mamba, attention, mlp, moe")),
@@ -190,15 +190,34 @@ pub(in super::super) fn granite_hybrid(arch: &Architecture, root: &Fields<'_>) -
     } else {
         Ffn::Dense(base.mlp_of(base.need("shared_intermediate_size", limits::INTERMEDIATE)?)?)
     };
-    let state = if kinds.contains(&"mamba") { Some(mamba2(&base)?) } else { None };
+    let states = kinds.iter().any(|kind| ["mamba", "linear_attention"].contains(kind));
+    let state = if states { Some(mamba2(&base)?) } else { None };
     let layer = |kind: &str| match (kind, &state) {
-        ("mamba", Some(state)) => Ok(Mixer::State(state.clone())),
-        ("attention", _) => Ok(Mixer::Attention(attention.clone())),
+        ("mamba" | "linear_attention", Some(state)) => Ok(Mixer::State(state.clone())),
+        ("attention" | "full_attention", _) => Ok(Mixer::Attention(attention.clone())),
         (other, _) => Err(base.text.unsupported("layer_types", other, "supported: mamba, attention")),
     };
     let layers = kinds.into_iter().map(|kind| Ok(LayerSpec { mixer: layer(kind)?, ffn: ffn.clone() }));
     let layers = layers.collect::<Result<Vec<_>, ConfigError>>()?;
     base.tied_by_default(base.spec(layers)?)
+}
+
+/// Bamba: Mamba-2, and attention in the layers that are listed.
+pub(in super::super) fn bamba(arch: &Architecture, root: &Fields<'_>) -> Result<ModelSpec, ConfigError> {
+    let base = Base::read(arch, root)?;
+    let attention = base.attention(base.kv_heads()?)?;
+    let (state, mlp) = (mamba2(&base)?, base.mlp()?);
+    let kinds = base.words("layer_types")?.or(base.words("layers_block_type")?);
+    let listed = base.numbers("attn_layer_indices", 0)?.unwrap_or_default();
+    let attends = |i: u64| match &kinds {
+        Some(kinds) => ["attention", "full_attention"].contains(&kinds[i as usize]),
+        None => listed.contains(&i),
+    };
+    let layers = (0..base.layers).map(|i| LayerSpec {
+        mixer: if attends(i) { Mixer::Attention(attention.clone()) } else { Mixer::State(state.clone()) },
+        ffn: Ffn::Dense(mlp),
+    });
+    base.spec(layers.collect())
 }
 
 /// Falcon-H1: both in every layer.
@@ -230,7 +249,7 @@ pub(in super::super) fn lfm2(arch: &Architecture, root: &Fields<'_>) -> Result<M
         conv_bias: base.flag("conv_bias")?,
     };
     let full: Vec<u64> = match base.text.list("full_attn_idxs")? {
-        Some(list) => list.iter().filter_map(serde_json::Value::as_u64).collect(),
+        Some(list) => list.iter().filter_map(Value::as_u64).collect(),
         None => Vec::new(),
     };
     let kinds = base.words("layer_types")?;

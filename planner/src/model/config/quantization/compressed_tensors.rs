@@ -1,9 +1,9 @@
 //! compressed-tensors (llm-compressor): groups of modules with a form each, and modules left out.
 
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields};
 use super::{GROUP_COLUMNS, SUPPORTED, everywhere, patterns, skipped};
 use crate::model::{Element, Packed, Scales, Storage, StoredWeights};
-use serde_json::Value;
 
 const GROUPS: &str = "config_groups";
 

@@ -1,9 +1,10 @@
 //! NVIDIA ModelOpt: one algorithm for all modules but those left out, or one for each module named.
 
+use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields};
 use super::{GROUP_COLUMNS, SUPPORTED, block_scales, everywhere, patterns, skipped};
 use crate::model::{Packed, Scales, Storage, StoredWeights};
-use serde_json::Value;
+use std::sync::Arc;
 
 pub(super) fn read(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let Some((name, algorithm)) = q.string(&["quant_algo"])? else {
@@ -43,6 +44,7 @@ fn form(q: &Fields<'_>, name: &str, algorithm: &str, sizes: &Fields<'_>) -> Resu
 fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let mut rules = skipped(q)?;
     if let Some(layers) = q.object("quantized_layers")? {
+        rules.reserve(layers.entries().count());
         for (name, value) in layers.entries() {
             let Value::Object(map) = value else { return Err(layers.wrong_type(name, value, "an object")) };
             let layer = Fields::new(map);
@@ -57,5 +59,5 @@ fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
         None => fp8.unwrap_or(Storage::Plain),
     };
     let linear = fp8.unwrap_or(Storage::Plain);
-    Ok(StoredWeights { method: "modelopt".to_owned(), linear, experts, rules, kv_cache_fp8: false })
+    Ok(StoredWeights { method: "modelopt".to_owned(), linear, experts, rules: Arc::new(rules), kv_cache_fp8: false })
 }

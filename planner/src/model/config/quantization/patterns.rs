@@ -16,18 +16,20 @@ pub(super) fn add(
     pattern: &str,
     storage: Storage,
 ) -> Result<(), ConfigError> {
-    let globs = match pattern.strip_prefix("re:") {
-        None => vec![pattern.to_owned()],
-        Some(expression) => globs(expression).ok_or_else(|| {
-            q.unsupported(field, pattern, "supported: names, `*`, and expressions of `.*`, `\\.`, `(a|b)` and digits")
-        })?,
-    };
-    for glob in globs {
-        if !rules.add(&glob, storage) {
-            return Err(q.out_of_range(field, "a list with more patterns", "a shorter list of modules"));
+    let added = match pattern.strip_prefix("re:") {
+        None => rules.add(pattern, storage),
+        Some(expression) => {
+            let globs = globs(expression).ok_or_else(|| {
+                let supported = "supported: names, `*`, and expressions of `.*`, `\\.`, `(a|b)` and digits";
+                q.unsupported(field, pattern, supported)
+            })?;
+            globs.iter().all(|glob| rules.add(glob, storage))
         }
+    };
+    if added {
+        return Ok(());
     }
-    Ok(())
+    Err(q.out_of_range(field, "a list with more patterns", "a shorter list of modules"))
 }
 
 /// The names that an expression stands for; it must fit from a name's start and may end before it.
