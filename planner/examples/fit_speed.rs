@@ -21,7 +21,7 @@ const PARAMETERS: &[Parameter] = &[
     ("matrix", |s| &mut s.matrix, (0.60, 0.82)),
     ("sharpness", |s| &mut s.sharpness, (1.5, 5.0)),
     ("attention_memory", |s| &mut s.attention_memory, (0.5, 0.92)),
-    ("attention_matrix", |s| &mut s.attention_matrix, (0.30, 0.50)),
+    ("attention_matrix", |s| &mut s.attention_matrix, (0.40, 0.50)),
     ("product_s", |s| &mut s.product_s, (0.5e-6, 8e-6)),
     ("attention_s", |s| &mut s.attention_s, (1e-6, 12e-6)),
     ("small_s", |s| &mut s.small_s, (0.2e-6, 6e-6)),

@@ -1,6 +1,6 @@
 //! Checks the CUDA backend against the CPU's on a machine with a card, then times it on known shapes.
 //!
-//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama] [ops] [few]
+//!     cargo run --release -p mserve-runtime --example cuda_check -- [libraries] [parity] [demo DIR] [load DIR] [qwen] [llama] [ops] [few [BATCH ...]]
 //!
 //! Without arguments: everything but `demo`, `load`, `ops` and `few`. Each section stands alone; one that fails is reported and the next goes on.
 #![allow(clippy::unwrap_used)]
@@ -41,7 +41,8 @@ fn main() {
         });
     }
     if args.iter().any(|a| a == "few") {
-        let steps = [(1, 0), (8, 0), (16, 0)];
+        let asked: Vec<(usize, usize)> = args.iter().filter_map(|a| Some((a.parse().ok()?, 0))).collect();
+        let steps = if asked.is_empty() { vec![(1, 0), (8, 0), (16, 0)] } else { asked };
         section("ops of a small step, Qwen2.5-0.5B shape", || ops(&qwen_0_5b(), &steps));
         section("ops of a small step, Llama-3.1-8B shape", || ops(&llama_8b(), &steps));
     }
@@ -445,7 +446,7 @@ fn ops(spec: &ModelSpec, steps: &[(usize, usize)]) -> Outcome {
             let bound = op.bytes / BYTES_PER_US;
             let share = op.removed_us * op.count as f64 / times.step_us * 100.0;
             println!(
-                "  {:3} x {:34} {:7.2} us in the step, {:7.2} in a chain, bytes {:7.2}, {:4.1} % of the step",
+                "  {:3} x {:44} {:7.2} us in the step, {:7.2} in a chain, bytes {:7.2}, {:4.1} % of the step",
                 op.count, op.name, op.removed_us, op.chained_us, bound, share
             );
         }

@@ -60,7 +60,7 @@ const TEXTS: f64 = 32.0;
 
 const VLLM_SOURCE: &str = "vLLM 0.26 (FlashAttention-3, CUDA graphs, torch.compile) on one H200, November 2026";
 const PYTORCH_SOURCE: &str = "PyTorch (fp16, SDPA) on one H200, November 2026";
-const MSERVE_SOURCE: &str = "BENCHMARKS.md, one H200, 2026-11-21";
+const MSERVE_SOURCE: &str = "BENCHMARKS.md, one H200, 2026-11-28";
 
 pub const MEASURED: &[Measured] = &[
     Measured {
@@ -95,28 +95,28 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::DecodeStep,
-        points: &[(1, 4.10), (8, 4.71), (32, 5.67), (64, 7.15), (128, 9.65), (256, 17.32)],
+        points: &[(1, 4.17), (8, 4.81), (32, 5.57), (64, 6.88), (128, 9.23), (256, 15.44)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::DecodeStep,
-        points: &[(1, 0.586), (8, 0.611), (32, 0.936), (64, 1.170), (128, 1.537), (256, 2.077)],
+        points: &[(1, 0.546), (8, 0.599), (32, 0.888), (64, 1.074), (128, 1.482), (256, 2.029)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::FirstToken,
-        points: &[(1024, 20.9)],
+        points: &[(1024, 21.0)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::FirstToken,
-        points: &[(1024, 3.04)],
+        points: &[(1024, 2.98)],
         source: MSERVE_SOURCE,
     },
     Measured {
@@ -137,14 +137,14 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::Served,
-        points: &[(1, 1e3 / 235.2), (8, 1e3 / 1310.6), (64, 1e3 / 3464.8), (256, 1e3 / 4136.5)],
+        points: &[(1, 1e3 / 235.4), (8, 1e3 / 1310.5), (64, 1e3 / 3523.3), (256, 1e3 / 4246.7)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::Served,
-        points: &[(1, 1e3 / 1747.2), (8, 1e3 / 11329.9), (64, 1e3 / 32287.5), (256, 1e3 / 51517.5)],
+        points: &[(1, 1e3 / 1889.4), (8, 1e3 / 11597.6), (64, 1e3 / 35283.8), (256, 1e3 / 52270.6)],
         source: MSERVE_SOURCE,
     },
     // No engine of ours was measured on encoders: PyTorch stands for all.

@@ -71,6 +71,16 @@ impl Linears {
         self.launcher.blas.version
     }
 
+    /// What computes a shape now, for people.
+    pub fn computed_by(&self, shape: &GemmShape) -> &'static str {
+        match self.routes.get(shape).or_else(|| self.guesses.get(shape)) {
+            Some(Route::Own(index)) => Products::ALL[*index].entry,
+            Some(Route::Wide(index)) => WIDE[*index].entry,
+            Some(Route::Blas(..) | Route::Apart(_)) => "cuBLASLt",
+            None => "nothing yet",
+        }
+    }
+
     /// What could compute a shape: our kernels that take it, then up to `want` of cuBLASLt's algorithms.
     pub fn candidates(&self, shape: &GemmShape, want: usize) -> Result<Vec<Choice>, CudaError> {
         let (m, n, k) = (shape.m as u32, shape.n as u32, shape.k as u32);

@@ -64,7 +64,13 @@ impl CudaBackend {
 impl Executor {
     /// Name and least bytes of each op, the choice of tokens last.
     fn op_names(&self, shape: &StepShape, keys: f64) -> Vec<(String, f64)> {
-        let mut names: Vec<(String, f64)> = self.ops(shape).iter().map(|op| name(op, shape, keys)).collect();
+        let name = |op: &DeviceOp| {
+            let (name, bytes) = name(op, shape, keys);
+            let DeviceOp::Linear(linear) = op else { return (name, bytes) };
+            let rows = if linear.rows == Rows::Tokens { shape.tokens } else { shape.outputs };
+            (format!("{name} {}", self.linears.computed_by(&linear.shape(rows))), bytes)
+        };
+        let mut names: Vec<(String, f64)> = self.ops(shape).iter().map(name).collect();
         names.push(("sample".to_owned(), shape.outputs as f64 * f64::from(self.surfaces.vocab_size) * 4.0));
         names
     }

@@ -11,7 +11,7 @@
 // brings 64 of k at a time into a ring, weights before the wait for the kernel before; two warpgroups take turns at them.
 // Each block of a cluster then gets its share of the rows' sums from all, through distributed shared memory.
 // Grid: y = clusters, row tiles innermost; 288 threads; dynamic shared memory: see wide.rs.
-// Expected: 64 rows on an H200: 9,728 x 896 gated 7.0 us (cuBLASLt and the gate behind it 8.2), 896 x 4,864 7.4 (7.6),
+// Expected: 64 rows on an H200: 9,728 x 896 gated 6.8 us (cuBLASLt and the gate behind it 8.3), 896 x 4,864 7.4 (7.6),
 // 896 x 896 3.7 (3.9); bytes of weights would take 4.0, 2.0 and 0.4, the rest is what cannot overlap: the first tile of x,
 // the cluster's exchange. Pairs of column tiles that share x by multicast took 8.3 us, the norm inside the product 10.
 
@@ -126,8 +126,11 @@ template <After AFTER, int S> struct Split {
 #pragma unroll
       for (int s = 0; s < DEPTH / 16; s++) wgmma_shared(d, moved_tile(x, s * 32), moved_tile(w, s * 32), 1);
       wgmma_commit();
-      wgmma_wait<1>();  // those of the step before are done: its stage may be filled again
-      if (before >= 0 && lane == 0) barrier_arrive(empty + before * 8);
+      // A stage may be filled again when its products are done: those of the step before, or where the ring is short and
+      // no time may be lost, these.
+      wgmma_wait<STAGES >= 6 ? 1 : 0>();
+      const int done = STAGES >= 6 ? before : stage;
+      if (done >= 0 && lane == 0) barrier_arrive(empty + done * 8);
       before = stage;
       stage += 2;
       if (stage >= STAGES) stage -= STAGES, parity ^= 1;
