@@ -41,18 +41,23 @@ pub(in super::super) fn distil_bert(arch: &Architecture, root: &Fields<'_>) -> R
         layers: text.required_uint(&["n_layers"], limits::LAYERS)?,
         heads: text.required_uint(&["n_heads"], limits::HEADS)?,
     };
-    let attention = AttentionSpec {
-        mask: Mask::Bidirectional,
-        rope: None,
-        qkv_bias: true,
-        output_bias: true,
-        ..base.attention(base.heads)?
-    };
+    let attention = plain_attention(&base)?;
     let width = base.need("hidden_dim", limits::INTERMEDIATE)?;
     let mlp = MlpSpec { intermediate_size: width, activation: Activation::Gelu, gated: false, bias: true };
     let spec = encoder(&base, base.uniform(attention, mlp))?;
     let positions = Positions::Learned { rows: spec.max_position_embeddings, offset: 0, token_types: 0 };
     Ok(ModelSpec { positions, ..spec })
+}
+
+/// BERT's: both ways, with biases, without rotation.
+fn plain_attention(base: &Base<'_>) -> Result<AttentionSpec, ConfigError> {
+    Ok(AttentionSpec {
+        mask: Mask::Bidirectional,
+        rope: None,
+        qkv_bias: true,
+        output_bias: true,
+        ..base.attention(base.heads)?
+    })
 }
 
 /// Encoders that are BERT but for their positions and gates: a table of positions (MPNet, ELECTRA), one of distances
@@ -66,13 +71,7 @@ pub(in super::super) fn bert_like(arch: &Architecture, root: &Fields<'_>) -> Res
         return Err(base.text.unsupported("conv_kernel_size", &kernel, "supported: 0"));
     }
     let gated = matches!(arch.name.get(..4), Some("NewM" | "NewF" | "Jina"));
-    let attention = AttentionSpec {
-        mask: Mask::Bidirectional,
-        rope: None,
-        qkv_bias: true,
-        output_bias: true,
-        ..base.attention(base.heads)?
-    };
+    let attention = plain_attention(&base)?;
     let width = base.need("intermediate_size", limits::INTERMEDIATE)?;
     let mlp = MlpSpec { intermediate_size: width, activation: Activation::Gelu, gated, bias: !gated };
     let spec = encoder(&base, base.uniform(attention, mlp))?;
