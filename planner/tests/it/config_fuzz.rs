@@ -3,7 +3,7 @@
 
 use crate::fixtures;
 use mserve_planner::memory::{EngineLimits, KvCacheDtype, SlidingLayers, WeightSource};
-use mserve_planner::model::{families, parse_config};
+use mserve_planner::model::{ModelSpec, families, parse_config};
 use mserve_planner::plan::{Accounting, Card, Demand, PlanRequest, plan};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -43,19 +43,24 @@ fn read_and_plan(bytes: &[u8], max_model_len: u64) {
     assert!(families::program(&spec).parameters() > 0);
     let limits = EngineLimits::for_model(&spec);
     let limits = limits.with_max_model_len(&spec, max_model_len.min(spec.max_position_embeddings));
-    let _ = plan(&PlanRequest {
-        model_name: "mutant",
-        spec: &spec,
+    let card = Card { name: "NVIDIA H100 80GB HBM3".to_owned(), memory_total_bytes: 80 << 30 };
+    let _ = plan(&request(&spec, card, 8, limits));
+}
+
+fn request(spec: &ModelSpec, card: Card, gpus: u64, limits: EngineLimits) -> PlanRequest<'_> {
+    PlanRequest {
+        model_name: "model",
+        spec,
         weights: WeightSource::Program,
-        card: Card { name: "NVIDIA H100 80GB HBM3".to_owned(), memory_total_bytes: 80 << 30 },
-        gpus: 8,
+        card,
+        gpus,
         tensor_parallel_size: None,
         limits,
         demand: Demand::of(1536, 512),
         accounting: Accounting::default(),
         kv_cache_dtype: KvCacheDtype::Auto,
         sliding: SlidingLayers::KeepWindow,
-    });
+    }
 }
 
 /// Values that break careless readers.
@@ -258,20 +263,8 @@ fn the_largest_model_in_range_does_not_overflow() {
     let mut limits = EngineLimits::for_model(&spec);
     limits.max_num_seqs = 65_536;
     limits.max_num_batched_tokens = 1 << 27;
-    let request = PlanRequest {
-        model_name: "largest",
-        spec: &spec,
-        weights: WeightSource::Program,
-        card: Card { name: "card".to_owned(), memory_total_bytes: 1 << 40 },
-        gpus: 1024,
-        tensor_parallel_size: None,
-        limits,
-        demand: Demand::of(1536, 512),
-        accounting: Accounting::default(),
-        kv_cache_dtype: KvCacheDtype::Auto,
-        sliding: SlidingLayers::KeepWindow,
-    };
-    let plan = plan(&request);
+    let card = Card { name: "card".to_owned(), memory_total_bytes: 1 << 40 };
+    let plan = plan(&request(&spec, card, 1024, limits));
     // 4 MiB of KV a token and layer, 2^27 tokens: no card holds it, and the sum still fits 64 bits.
     assert!(plan.is_err(), "{plan:?}");
 }
