@@ -3,12 +3,13 @@
 use super::ConfigError;
 use super::json::{self, MAX_VALUES, Object, ParseError, Value};
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 /// Real configs are a few KiB; quantised mixture-of-experts ones reach a few hundred.
 const MAX_FILE_BYTES: usize = 4 << 20;
 
 /// Parse the bytes of a file into its top-level object. `quoted` is room for a copy, where the file needs one.
-pub(super) fn parse_object<'a>(json: &'a [u8], quoted: &'a mut Vec<u8>) -> Result<Object<'a>, ConfigError> {
+pub(super) fn parse_object<'a>(json: &'a [u8], quoted: &'a mut Vec<u8>) -> Result<Rc<Object<'a>>, ConfigError> {
     if json.len() > MAX_FILE_BYTES {
         return Err(ConfigError::TooLarge { size_bytes: json.len() as u64, limit_bytes: MAX_FILE_BYTES as u64 });
     }
@@ -151,7 +152,7 @@ impl<'a> Fields<'a> {
         let expected = format!("a list of {len} numbers from {} to {}", range.start(), range.end());
         let list = match self.value(name) {
             None => return Err(ConfigError::Missing { field: self.path(name), expected }),
-            Some(Value::Array(list)) => list,
+            Some(Value::Array(list)) => &list[..],
             Some(other) => return Err(self.wrong_type(name, other, expected)),
         };
         if list.len() as u64 != len {
@@ -179,7 +180,7 @@ impl<'a> Fields<'a> {
     pub(super) fn list(&self, name: &'static str) -> Result<Option<&'a [Value<'a>]>, ConfigError> {
         match self.value(name) {
             None => Ok(None),
-            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(Value::Array(list)) => Ok(Some(&list[..])),
             Some(other) => Err(self.wrong_type(name, other, "a list")),
         }
     }
@@ -195,6 +196,11 @@ impl<'a> Fields<'a> {
     /// All fields, `null` ones too.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value<'a>)> {
         self.map.entries()
+    }
+
+    /// Whether both are one object, as fields that are written alike may be.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.map, other.map)
     }
 
     pub(super) fn keys(&self) -> usize {

@@ -1,35 +1,65 @@
 //! JSON as this parser needs it: text is borrowed from the file, and a file has only so many values. A tree of owned
-//! maps takes ten times as long for the largest files (22,000 quantised modules).
+//! maps takes many times as long for the largest files (22,000 quantised modules).
+
+mod quick;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
+use std::rc::Rc;
 
 /// Half as many again as the largest published file has (MiniMax-M3-NVFP4: 67,072).
 pub(super) const MAX_VALUES: u32 = 98_304;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(super) enum Value<'a> {
     Null,
     Bool(bool),
     Number(Number),
     String(Cow<'a, str>),
-    Array(Vec<Value<'a>>),
-    Object(Object<'a>),
+    Array(Box<[Value<'a>]>),
+    /// Shared by fields of one object that are written alike.
+    Object(Rc<Object<'a>>),
 }
 
-/// Sorted by name; of equal names the last counts.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// Fields in the file's order; of equal names the last counts.
+#[derive(Debug, Clone)]
 pub(super) struct Object<'a> {
     entries: Vec<(Cow<'a, str>, Value<'a>)>,
+    /// Places of the entries, by name: made when an object of many is first asked for one. The largest never are.
+    by_name: OnceCell<Vec<u32>>,
 }
 
+/// Objects of no more entries are looked through.
+const FEW_ENTRIES: usize = 32;
+
 impl<'a> Object<'a> {
+    fn new(entries: Vec<(Cow<'a, str>, Value<'a>)>) -> Self {
+        Self { entries, by_name: OnceCell::new() }
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&Value<'a>> {
-        let behind = self.entries.partition_point(|(key, _)| key.as_ref() <= name);
-        self.entries[..behind].last().filter(|(key, _)| key == name).map(|(_, value)| value)
+        let last = if self.entries.len() <= FEW_ENTRIES {
+            self.entries.iter().rfind(|(key, _)| key == name)
+        } else {
+            let by_name = self.by_name.get_or_init(|| self.sorted());
+            let behind = by_name.partition_point(|&place| self.name(place) <= name);
+            by_name[..behind].last().map(|&place| &self.entries[place as usize]).filter(|(key, _)| key == name)
+        };
+        last.map(|(_, value)| value)
+    }
+
+    fn sorted(&self) -> Vec<u32> {
+        let mut places: Vec<u32> = (0..self.entries.len() as u32).collect();
+        // Stable: the last of equal names stays last.
+        places.sort_by(|&a, &b| self.name(a).cmp(self.name(b)));
+        places
+    }
+
+    fn name(&self, place: u32) -> &str {
+        &self.entries[place as usize].0
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Value<'a>)> {
@@ -77,7 +107,10 @@ pub(super) enum ParseError {
 pub(super) fn parse(json: &[u8]) -> Result<Value<'_>, ParseError> {
     // Looked through once as a whole: otherwise each text is by itself, which takes ten times as long.
     match std::str::from_utf8(json) {
-        Ok(text) => read(serde_json::Deserializer::from_str(text)),
+        Ok(text) => match quick::read(text) {
+            Some(value) => Ok(value),
+            None => read(serde_json::Deserializer::from_str(text)),
+        },
         Err(_) => read(serde_json::Deserializer::from_slice(json)),
     }
 }
@@ -153,20 +186,15 @@ impl<'de> Visitor<'de> for Seed<'_> {
         while let Some(value) = list.next_element_seed(self)? {
             values.push(value);
         }
-        Ok(Value::Array(values))
+        Ok(Value::Array(values.into()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        // Files have tens of thousands of objects with a field or two.
-        let mut entries = Vec::with_capacity(2);
+        let mut entries = Vec::new();
         while let Some(name) = map.next_key_seed(Name)? {
             entries.push((name, map.next_value_seed(self)?));
         }
-        // Stable: the last of equal names stays last.
-        if !entries.is_sorted_by(|(a, _), (b, _)| a <= b) {
-            entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-        }
-        Ok(Value::Object(Object { entries }))
+        Ok(Value::Object(Rc::new(Object::new(entries))))
     }
 }
 
@@ -198,53 +226,4 @@ impl<'de> Visitor<'de> for Name {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn object(json: &str) -> Object<'_> {
-        match parse(json.as_bytes()).unwrap() {
-            Value::Object(object) => object,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn values_are_those_of_serde_json() {
-        let json = r#" {"b": [1, -2, 3.5, true, null, "xé\n"], "a": {"b": {}}, "ké": 18446744073709551615} "#;
-        let theirs: serde_json::Value = serde_json::from_str(json).unwrap();
-        assert_eq!(to_serde(&parse(json.as_bytes()).unwrap()), theirs);
-        for broken in ["", "{", "[1,]", "{\"a\":}", "1 2", "{} x", "\u{1}"] {
-            assert!(matches!(parse(broken.as_bytes()), Err(ParseError::Json(_))), "{broken}");
-        }
-    }
-
-    fn to_serde(value: &Value<'_>) -> serde_json::Value {
-        match value {
-            Value::Null => serde_json::Value::Null,
-            Value::Bool(b) => (*b).into(),
-            Value::Number(n) => n.clone().into(),
-            Value::String(s) => s.as_ref().into(),
-            Value::Array(list) => list.iter().map(to_serde).collect(),
-            Value::Object(map) => map.entries().map(|(name, value)| (name.to_owned(), to_serde(value))).collect(),
-        }
-    }
-
-    #[test]
-    fn fields_are_found_and_the_last_of_two_counts() {
-        let map = object(r#"{"z":1,"a":2,"m":3,"a":4,"aa":5}"#);
-        assert_eq!(map.get("a").and_then(Value::as_u64), Some(4));
-        assert_eq!(map.get("aa").and_then(Value::as_u64), Some(5));
-        assert_eq!(map.get("z").and_then(Value::as_u64), Some(1));
-        assert_eq!((map.get(""), map.get("b"), map.get("zz")), (None, None, None));
-    }
-
-    #[test]
-    fn a_file_has_only_so_many_values() {
-        let list = |n: u32| format!("[{}0]", "0,".repeat(n as usize - 1));
-        assert!(parse(list(MAX_VALUES - 2).as_bytes()).is_ok());
-        assert!(matches!(parse(list(MAX_VALUES).as_bytes()), Err(ParseError::TooManyValues)));
-        // Deeper than any file: refused by the parser's own limit, not by the stack.
-        assert!(parse("[".repeat(100_000).as_bytes()).is_err());
-    }
-}
+mod tests;

@@ -3,12 +3,14 @@
 use super::super::json::Value;
 use super::super::{ConfigError, fields::Fields};
 use super::{GROUP_COLUMNS, SUPPORTED, block_scales, everywhere, patterns, skipped};
-use crate::model::{Packed, Scales, Storage, StoredWeights};
+use crate::model::{Packed, Rules, Scales, Storage, StoredWeights};
 use std::sync::Arc;
+
+const LAYERS: &str = "quantized_layers";
 
 pub(super) fn read(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let Some((name, algorithm)) = q.string(&["quant_algo"])? else {
-        return match q.object("quantized_layers")? {
+        return match q.object(LAYERS)? {
             Some(_) => mixed(q),
             None => Err(ConfigError::Missing {
                 field: q.path("quant_method"),
@@ -43,15 +45,8 @@ fn form(q: &Fields<'_>, name: &str, algorithm: &str, sizes: &Fields<'_>) -> Resu
 /// Modules are named with an algorithm each; the others stay plain, or FP8 where the file describes that beside.
 fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     let mut rules = skipped(q)?;
-    if let Some(layers) = q.object("quantized_layers")? {
-        rules.reserve(layers.entries().count());
-        for (name, value) in layers.entries() {
-            let Value::Object(map) = value else { return Err(layers.wrong_type(name, value, "an object")) };
-            let layer = Fields::new(map);
-            let Some((field, algorithm)) = layer.string(&["quant_algo"])? else { continue };
-            let packed = form(q, field, algorithm, &layer)?;
-            patterns::add(q, "quantized_layers", &mut rules, name, Storage::Packed(packed))?;
-        }
+    if let Some(layers) = q.object(LAYERS)? {
+        add_layers(q, &layers, &mut rules)?;
     }
     let fp8 = block_scales(q)?.map(|scales| Storage::Packed(Packed::fp8(scales)));
     let experts = match q.string(&["moe_quant_algo"])? {
@@ -60,4 +55,27 @@ fn mixed(q: &Fields<'_>) -> Result<StoredWeights, ConfigError> {
     };
     let linear = fp8.unwrap_or(Storage::Plain);
     Ok(StoredWeights { method: "modelopt".to_owned(), linear, experts, rules: Arc::new(rules), kv_cache_fp8: false })
+}
+
+fn add_layers(q: &Fields<'_>, layers: &Fields<'_>, rules: &mut Rules) -> Result<(), ConfigError> {
+    // Thousands in a row say the same: it is read once.
+    let mut before: Option<(Fields<'_>, Option<Storage>)> = None;
+    for (name, value) in layers.entries() {
+        let Value::Object(map) = value else { return Err(layers.wrong_type(name, value, "an object")) };
+        let layer = Fields::new(map);
+        let storage = match before {
+            Some((same, storage)) if same.is(&layer) => storage,
+            _ => layer_form(q, &layer)?,
+        };
+        before = Some((layer, storage));
+        if let Some(storage) = storage {
+            patterns::add(q, LAYERS, rules, name, storage)?;
+        }
+    }
+    Ok(())
+}
+
+fn layer_form(q: &Fields<'_>, layer: &Fields<'_>) -> Result<Option<Storage>, ConfigError> {
+    let Some((field, algorithm)) = layer.string(&["quant_algo"])? else { return Ok(None) };
+    Ok(Some(Storage::Packed(form(q, field, algorithm, layer)?)))
 }
