@@ -19,6 +19,8 @@ pub struct Rules {
     odd: Vec<Glob>,
     /// Names with `*` so far.
     globs: usize,
+    /// Whole names so far that no module is looked up by.
+    unasked: usize,
 }
 
 /// Of several that fit a module the first in the file counts.
@@ -45,11 +47,10 @@ impl Rules {
     /// False when there are more rules than any real file has.
     #[must_use]
     pub fn add(&mut self, pattern: &str, storage: Storage) -> bool {
-        let pattern = stem(pattern).to_owned();
         if !pattern.contains('*') {
-            self.exact.entry(pattern).or_insert(storage);
-            return self.exact.len() <= MAX_NAMES;
+            return self.add_exact(pattern, storage);
         }
+        let pattern = stem(pattern).to_owned();
         let number = numbers(&pattern).next();
         let cuts = cuts_numbers(&pattern);
         let glob = Glob { place: self.globs, pattern, storage };
@@ -63,9 +64,13 @@ impl Rules {
         list.len() <= most && self.globs <= MAX_OF_NUMBERS
     }
 
-    /// Room for so many more whole names, of which a file has tens of thousands.
-    pub fn reserve(&mut self, names: usize) {
-        self.exact.reserve(names.min(MAX_NAMES));
+    fn add_exact(&mut self, name: &str, storage: Storage) -> bool {
+        if is_of_later_expert(name) {
+            self.unasked += 1;
+        } else {
+            self.exact.entry(stem(name).to_owned()).or_insert(storage);
+        }
+        self.exact.len() + self.unasked <= MAX_NAMES
     }
 
     pub fn is_empty(&self) -> bool {
@@ -90,7 +95,7 @@ impl<'a> Matcher<'a> {
         if self.rules.is_empty() {
             return None;
         }
-        // Experts are one tensor here and many in a file: the first stands for all.
+        // The first expert stands for all.
         let first = module.replace(".*", ".0");
         let module = stem(&first);
         let exact = &self.rules.exact;
@@ -173,14 +178,24 @@ fn without_numbers(module: &str) -> String {
 }
 
 fn stem(name: &str) -> &str {
-    let mut rest = name;
-    while let Some((head, tail)) = rest.split_once('.') {
-        if !WRAPPERS.contains(&head) {
-            break;
-        }
-        rest = tail;
-    }
-    rest
+    let unwrapped = |name| WRAPPERS.iter().find_map(|&wrapper| str::strip_prefix(name, wrapper)?.strip_prefix('.'));
+    std::iter::successors(Some(name), |&name| unwrapped(name)).last().unwrap_or(name)
+}
+
+/// Whether it is a part of an expert other than the first. Experts are one tensor here and many in a file, where they
+/// are nearly all of the names: of `layers.3.mlp.experts.7.up_proj` only number 0 is asked for.
+fn is_of_later_expert(name: &str) -> bool {
+    let is = |(before, _part)| {
+        let (before, number) = split_last(before)?;
+        (is_number(number) && number != "0" && before.ends_with(".experts")).then_some(())
+    };
+    split_last(name).and_then(is).is_some()
+}
+
+fn split_last(name: &str) -> Option<(&str, &str)> {
+    // Parts are short: nothing is gained by looking for the dot a word at a time.
+    let dot = name.bytes().rposition(|b| b == b'.')?;
+    Some((&name[..dot], &name[dot + 1..]))
 }
 
 /// `*` stands for any text. Linear in the pattern times the name.
@@ -260,6 +275,22 @@ mod tests {
     }
 
     #[test]
+    fn of_experts_the_first_counts() {
+        let names = |expert: u64| format!("model.layers.1.mlp.experts.{expert}.up_proj");
+        let mut rules = Rules::default();
+        for expert in 0..300 {
+            assert!(rules.add(&names(expert), if expert == 0 { FP8 } else { FP4 }));
+        }
+        assert!(rules.add("model.layers.2.mlp.shared_experts.1.up_proj", FP4));
+        assert!(rules.add("model.layers.3.mlp.experts", FP4));
+        assert_eq!((rules.exact.len(), rules.unasked), (3, 299));
+        let mut matcher = Matcher::new(&rules);
+        assert_eq!(matcher.find("model.layers.1.mlp.experts.*.up_proj"), Some(FP8));
+        assert_eq!(matcher.find("model.layers.3.mlp.experts.*.up_proj"), Some(FP4));
+        assert_eq!(matcher.find("model.layers.1.mlp.experts.*.down_proj"), None);
+    }
+
+    #[test]
     fn what_is_remembered_is_what_each_pattern_says() {
         // Of every kind: whole numbers, none, and numbers that are cut.
         let patterns = [
@@ -295,5 +326,6 @@ mod tests {
         assert_eq!(until(&|i| format!("layers.3.x{i}*")), MAX_OF_ONE_NUMBER);
         assert_eq!(until(&|i| format!("layers.{i}.x*")), MAX_OF_NUMBERS);
         assert_eq!(until(&|i| format!("layers.{i}.x")), MAX_NAMES);
+        assert_eq!(until(&|i| format!("layers.0.experts.{i}.x")), MAX_NAMES);
     }
 }
