@@ -13,11 +13,11 @@ mod weights;
 
 pub use activations::activation_bytes;
 pub use block_groups::{Group, Groups, MambaBlocks, PoolOptions};
-pub(crate) use budget::weights_term;
 pub use budget::{
     Budget, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS, EngineLimits, Source, Term, TermKind,
     WeightSource, requests_that_fit,
 };
+pub(crate) use budget::{own_terms, weights_term};
 pub use cache_plan::{CachePlan, cache_plan, kv_bytes_per_token};
 pub use dtypes::{KvCacheDtype, served_dtype};
 pub use kv::{KvGroup, KvLayout, SlidingLayers};

@@ -6,6 +6,7 @@ mod error;
 mod notes;
 mod option;
 mod speed;
+mod subject;
 mod support;
 mod targets;
 
@@ -21,9 +22,10 @@ use crate::gpus::GpuModel;
 use crate::memory::{
     EngineLimits, KvCacheDtype, KvLayout, SlidingLayers, Source, WeightSource, rank_weight_bytes, served_dtype,
 };
-use crate::model::{DType, Family, ModelSpec, Program, Quantization, Storage, Task, families};
+use crate::model::{DType, Family, ModelSpec, Quantization, Storage, Task};
 use crate::tensor_parallel;
 use serde::{Deserialize, Serialize};
+use subject::Subject;
 
 /// Version of [`Plan`]'s shape; raised when a field changes meaning or goes.
 pub const SCHEMA: u32 = 2;
@@ -144,21 +146,21 @@ pub struct CardRow {
 /// [`PlanError`]: an argument out of range, a TP size that is not legal, or [`DoesNotFit`].
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     error::check(request)?;
-    let program = families::program(request.spec);
-    let (options, rejected) = search(request, &program);
+    let subject = Subject::of(request);
+    let (options, rejected) = search(request, &subject);
     if options.is_empty() {
         if let Err(unsupported) = support::check(request) {
-            let smallest_card = changes::bigger_or_newer_card(request, &program).map(str::to_owned);
+            let smallest_card = changes::bigger_or_newer_card(request, &subject).map(str::to_owned);
             return Err(PlanError::Unsupported(Unsupported { smallest_card, ..unsupported }));
         }
         if let Some(miss) = Rejected::nearest_miss(&rejected) {
             return Err(PlanError::MissesTarget(miss));
         }
-        return Err(PlanError::DoesNotFit(Box::new(changes::does_not_fit(request, &program))));
+        return Err(PlanError::DoesNotFit(Box::new(changes::does_not_fit(request, &subject))));
     }
     let mut plan = Plan {
         schema: SCHEMA,
-        model: summary(request, &program),
+        model: summary(request, &subject),
         card: request.card.clone(),
         gpus: request.gpus,
         limits: request.limits,
@@ -168,7 +170,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         rejected,
         notes: Vec::new(),
     };
-    plan.notes = notes::notes(request, &program, &plan);
+    plan.notes = notes::notes(request, &subject.program, &plan);
     Ok(plan)
 }
 
@@ -181,10 +183,10 @@ pub fn across_cards<'c>(
     cards: impl IntoIterator<Item = &'c GpuModel>,
 ) -> Result<Vec<CardRow>, PlanError> {
     error::check(request)?;
-    let program = families::program(request.spec);
+    let subject = Subject::of(request);
     let row = |card: Card| {
         let request = PlanRequest { card: card.clone(), ..request.clone() };
-        let (options, rejected) = search(&request, &program);
+        let (options, rejected) = search(&request, &subject);
         let best = options.into_iter().next();
         CardRow { card, best, max_model_len_that_fits: Rejected::longest(&rejected) }
     };
@@ -212,14 +214,14 @@ impl PlanRequest<'_> {
 
 /// Options that fit and meet the targets, best first, and the sizes that do not. A size that cannot divide the model is worth telling
 /// when it is a power of two, which people try.
-fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec<Rejected>) {
+fn search(request: &PlanRequest<'_>, subject: &Subject) -> (Vec<PlanOption>, Vec<Rejected>) {
     let (mut options, mut rejected) = (Vec::new(), Vec::new());
     let unsupported = support::check(request);
     for tensor_parallel_size in request.sizes() {
         let reason = match tensor_parallel::check(request.spec, tensor_parallel_size) {
             Err(indivisible) => RejectedReason::Indivisible(indivisible),
             Ok(()) if unsupported.is_err() => continue,
-            Ok(()) => match PlanOption::new(request, program, tensor_parallel_size) {
+            Ok(()) => match PlanOption::new(request, subject, tensor_parallel_size) {
                 Ok(option) => {
                     options.push(option);
                     continue;
@@ -240,13 +242,13 @@ fn search(request: &PlanRequest<'_>, program: &Program) -> (Vec<PlanOption>, Vec
     (options, rejected)
 }
 
-fn summary(request: &PlanRequest<'_>, program: &Program) -> ModelSummary {
-    let spec = request.spec;
+fn summary(request: &PlanRequest<'_>, subject: &Subject) -> ModelSummary {
+    let (spec, program) = (request.spec, &subject.program);
     let (weights_bytes, weights_source) = match request.weights {
         WeightSource::Program => (rank_weight_bytes(program, spec, 1), Source::Computed),
         WeightSource::Checkpoint { bytes } => (bytes, Source::Checkpoint),
     };
-    let kv = request.layout(1);
+    let kv = subject.layout(request, 1);
     ModelSummary {
         name: request.model_name.to_owned(),
         architecture: spec.architecture.clone(),

@@ -148,21 +148,12 @@ impl Budget {
         total_bytes: u64,
         limits: &EngineLimits,
     ) -> Self {
+        Self::of_own_terms(total_bytes, limits, own_terms(program, spec, weights, tensor_parallel_size, limits))
+    }
+
+    /// The same of what [`own_terms`] has said.
+    pub(crate) fn of_own_terms(total_bytes: u64, limits: &EngineLimits, terms: Vec<Term>) -> Self {
         let requested_bytes = (total_bytes as f64 * limits.gpu_memory_utilization).ceil() as u64;
-        let mut terms = vec![weights_term(program, spec, weights, tensor_parallel_size)];
-        let mut push = |name, bytes, source| terms.push(Term { name, bytes, source });
-        let (tokens, sequences) = (limits.max_num_batched_tokens, limits.max_num_seqs);
-        let activations = activation_bytes(program, spec, tensor_parallel_size, tokens, sequences);
-        push(TermKind::Activations, activations, Source::Computed);
-        push(TermKind::CudaContext, CONTEXT_BYTES, Source::Measured);
-        push(TermKind::CudaGraphs, GRAPHS_BYTES, Source::Assumed);
-        if spec.task == Task::Generate {
-            let sampler = SAMPLER_BYTES_PER_LOGIT * sequences as f64 * spec.vocab_size as f64;
-            push(TermKind::Sampler, sampler as u64, Source::Assumed);
-        }
-        if tensor_parallel_size > 1 {
-            push(TermKind::Collectives, COLLECTIVES_BYTES, Source::Assumed);
-        }
         Self::of_terms(total_bytes, requested_bytes, terms)
     }
 
@@ -186,6 +177,31 @@ impl Budget {
         let blocks = layout.blocks_per_request(limits.max_model_len, limits.max_num_batched_tokens);
         self.without_kv_bytes().saturating_add(blocks.saturating_mul(layout.block_bytes()))
     }
+}
+
+/// What the bundled runtime takes on one rank beside the KV pool, whatever the card.
+pub(crate) fn own_terms(
+    program: &Program,
+    spec: &ModelSpec,
+    weights: WeightSource,
+    tensor_parallel_size: u64,
+    limits: &EngineLimits,
+) -> Vec<Term> {
+    let mut terms = vec![weights_term(program, spec, weights, tensor_parallel_size)];
+    let mut push = |name, bytes, source| terms.push(Term { name, bytes, source });
+    let (tokens, sequences) = (limits.max_num_batched_tokens, limits.max_num_seqs);
+    let activations = activation_bytes(program, spec, tensor_parallel_size, tokens, sequences);
+    push(TermKind::Activations, activations, Source::Computed);
+    push(TermKind::CudaContext, CONTEXT_BYTES, Source::Measured);
+    push(TermKind::CudaGraphs, GRAPHS_BYTES, Source::Assumed);
+    if spec.task == Task::Generate {
+        let sampler = SAMPLER_BYTES_PER_LOGIT * sequences as f64 * spec.vocab_size as f64;
+        push(TermKind::Sampler, sampler as u64, Source::Assumed);
+    }
+    if tensor_parallel_size > 1 {
+        push(TermKind::Collectives, COLLECTIVES_BYTES, Source::Assumed);
+    }
+    terms
 }
 
 fn sum(terms: &[Term]) -> u64 {

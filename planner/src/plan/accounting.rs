@@ -1,6 +1,6 @@
 //! Memory as the engine of the request accounts for it: the bundled runtime's own budget, or vLLM's or SGLang's.
 
-use super::PlanRequest;
+use super::{PlanRequest, Subject};
 use crate::engine::budget::Origin;
 use crate::engine::vllm::PoolOptions;
 use crate::engine::{self, Calibration, EngineBudget, EngineSettings, Version};
@@ -54,11 +54,10 @@ fn settings(request: &PlanRequest<'_>, tensor_parallel_size: u64) -> Option<Engi
 }
 
 /// One card's memory at a TP size.
-pub(super) fn budget(request: &PlanRequest<'_>, program: &Program, tensor_parallel_size: u64) -> Budget {
+pub(super) fn budget(request: &PlanRequest<'_>, subject: &Subject, tensor_parallel_size: u64) -> Budget {
     let total = request.card.memory_total_bytes;
-    let Some(theirs) = engine_budget(request, program, tensor_parallel_size) else {
-        let limits = &request.limits;
-        return Budget::new(program, request.spec, request.weights, tensor_parallel_size, total, limits);
+    let Some(theirs) = engine_budget(request, &subject.program, tensor_parallel_size) else {
+        return Budget::of_own_terms(total, &request.limits, subject.terms(request, tensor_parallel_size));
     };
     let term = |name: &str| match name {
         "weights" => TermKind::Weights,
@@ -75,7 +74,7 @@ pub(super) fn budget(request: &PlanRequest<'_>, program: &Program, tensor_parall
     let of_term = |t: &engine::budget::EngineTerm| match (term(t.name), t.origin) {
         // The checkpoint's own bytes, unless a log has said what loading took.
         (TermKind::Weights, Origin::Computed) => {
-            weights_term(program, request.spec, request.weights, tensor_parallel_size)
+            weights_term(&subject.program, request.spec, request.weights, tensor_parallel_size)
         }
         (name, origin) => Term { name, bytes: t.bytes, source: source(origin) },
     };

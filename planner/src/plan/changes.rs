@@ -1,10 +1,9 @@
 //! When nothing fits: how far off the closest option is, and what would do.
 
 use super::accounting::budget;
-use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, search};
+use super::{Card, DoesNotFit, MAX_GPUS, PlanOption, PlanRequest, Rejected, RejectedReason, Subject, search};
 use crate::gpus::{GPUS, GpuModel};
 use crate::memory::{EngineLimits, KvCacheDtype, TermKind, WeightSource, rank_weight_bytes};
-use crate::model::Program;
 use crate::tensor_parallel;
 use serde::Serialize;
 use std::fmt;
@@ -38,12 +37,12 @@ impl fmt::Display for Change {
 /// A context shorter than this is no help.
 const SHORTEST_USEFUL_CONTEXT_TOKENS: u64 = 256;
 
-pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> DoesNotFit {
-    let closest = closest(request, program);
-    let subject = Subject::new(request, program);
+pub(super) fn does_not_fit(request: &PlanRequest<'_>, subject: &Subject) -> DoesNotFit {
+    let closest = closest(request, subject);
+    let trial = Trial::new(request, subject);
     let limits = &request.limits;
-    let budget = budget(request, program, closest);
-    let needed_bytes = budget.needed_bytes(&request.layout(closest), limits);
+    let budget = budget(request, subject, closest);
+    let needed_bytes = budget.needed_bytes(&subject.layout(request, closest), limits);
     DoesNotFit {
         model: request.model_name.to_owned(),
         card: request.card.name.clone(),
@@ -55,14 +54,14 @@ pub(super) fn does_not_fit(request: &PlanRequest<'_>, program: &Program) -> Does
         kv_bytes: needed_bytes - budget.without_kv_bytes(),
         requested_bytes: budget.requested_bytes,
         total_bytes: budget.total_bytes,
-        smallest_card: smallest_card(request, &subject),
-        changes: changes(request, &subject),
+        smallest_card: smallest_card(request, &trial),
+        changes: changes(request, &trial),
     }
 }
 
 /// The legal size with the least to hold on a card.
-fn closest(request: &PlanRequest<'_>, program: &Program) -> u64 {
-    let needed = |tp: u64| match PlanOption::new(request, program, tp) {
+fn closest(request: &PlanRequest<'_>, subject: &Subject) -> u64 {
+    let needed = |tp: u64| match PlanOption::new(request, subject, tp) {
         Err(RejectedReason::TooLittleMemory { needed_bytes, .. }) => needed_bytes,
         _ => u64::MAX,
     };
@@ -70,41 +69,41 @@ fn closest(request: &PlanRequest<'_>, program: &Program) -> u64 {
     legal.min_by_key(|&tp| needed(tp)).unwrap_or(1)
 }
 
-fn changes(request: &PlanRequest<'_>, subject: &Subject<'_>) -> Vec<Change> {
+fn changes(request: &PlanRequest<'_>, trial: &Trial<'_>) -> Vec<Change> {
     let candidates = [
         fp8(request),
-        longest_context(request, subject.program),
+        longest_context(request, trial.subject),
         higher_ratio(request),
-        other_size(request, subject.program),
-        more_gpus(request, subject),
-        bigger_card(request, subject),
+        other_size(request, trial.subject),
+        more_gpus(request, trial),
+        bigger_card(request, trial),
     ];
     let fits = |candidate: Option<(Change, PlanRequest<'_>)>| {
         let (change, request) = candidate?;
-        subject.fits(&request).then_some(change)
+        trial.fits(&request).then_some(change)
     };
     candidates.into_iter().filter_map(fits).collect()
 }
 
 /// What is tried with other cards, and what it weighs.
-struct Subject<'a> {
-    program: &'a Program,
+struct Trial<'a> {
+    subject: &'a Subject,
     weights_bytes: u64,
 }
 
-impl<'a> Subject<'a> {
-    fn new(request: &PlanRequest<'_>, program: &'a Program) -> Self {
+impl<'a> Trial<'a> {
+    fn new(request: &PlanRequest<'_>, subject: &'a Subject) -> Self {
         let weights_bytes = match request.weights {
-            WeightSource::Program => rank_weight_bytes(program, request.spec, 1),
+            WeightSource::Program => rank_weight_bytes(&subject.program, request.spec, 1),
             WeightSource::Checkpoint { bytes } => bytes,
         };
-        Self { program, weights_bytes }
+        Self { subject, weights_bytes }
     }
 
     fn fits(&self, request: &PlanRequest<'_>) -> bool {
         // Ranks share the weights at best: what cannot hold its share of them is not worth a search.
         let ranks = request.tensor_parallel_size.unwrap_or(request.gpus).max(1);
-        self.weights_bytes / ranks <= request.card.memory_total_bytes && !search(request, self.program).0.is_empty()
+        self.weights_bytes / ranks <= request.card.memory_total_bytes && !search(request, self.subject).0.is_empty()
     }
 }
 
@@ -112,8 +111,8 @@ fn fp8<'a>(request: &PlanRequest<'a>) -> Option<(Change, PlanRequest<'a>)> {
     Some((Change::KvCacheFp8, PlanRequest { kv_cache_dtype: KvCacheDtype::Fp8, ..request.clone() }))
 }
 
-fn longest_context<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {
-    let (_, rejected) = search(request, program);
+fn longest_context<'a>(request: &PlanRequest<'a>, subject: &Subject) -> Option<(Change, PlanRequest<'a>)> {
+    let (_, rejected) = search(request, subject);
     let max_model_len = Rejected::longest(&rejected);
     if max_model_len < SHORTEST_USEFUL_CONTEXT_TOKENS {
         return None;
@@ -130,36 +129,36 @@ fn higher_ratio<'a>(request: &PlanRequest<'a>) -> Option<(Change, PlanRequest<'a
 }
 
 /// When a size was asked for: the smallest other one that does.
-fn other_size<'a>(request: &PlanRequest<'a>, program: &Program) -> Option<(Change, PlanRequest<'a>)> {
+fn other_size<'a>(request: &PlanRequest<'a>, subject: &Subject) -> Option<(Change, PlanRequest<'a>)> {
     request.tensor_parallel_size?;
     let all = PlanRequest { tensor_parallel_size: None, ..request.clone() };
-    let size = search(&all, program).0.iter().map(|o| o.tensor_parallel_size).min()?;
+    let size = search(&all, subject).0.iter().map(|o| o.tensor_parallel_size).min()?;
     Some((Change::TensorParallelSize(size), all))
 }
 
 /// The next power of two of cards that does.
-fn more_gpus<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Change, PlanRequest<'a>)> {
+fn more_gpus<'a>(request: &PlanRequest<'a>, trial: &Trial<'_>) -> Option<(Change, PlanRequest<'a>)> {
     let counts = (0..=MAX_GPUS.ilog2()).map(|n| 1 << n).filter(|&n| n > request.gpus);
     let with = |gpus| PlanRequest { gpus, tensor_parallel_size: None, ..request.clone() };
-    let gpus = counts.take_while(|&n| n <= 64).find(|&n| subject.fits(&with(n)))?;
+    let gpus = counts.take_while(|&n| n <= 64).find(|&n| trial.fits(&with(n)))?;
     Some((Change::Gpus(gpus), with(gpus)))
 }
 
-fn smallest_card(request: &PlanRequest<'_>, subject: &Subject<'_>) -> Option<&'static str> {
+fn smallest_card(request: &PlanRequest<'_>, trial: &Trial<'_>) -> Option<&'static str> {
     let on = |card: Card| PlanRequest { card, gpus: 1, tensor_parallel_size: None, ..request.clone() };
-    GPUS.iter().find(|gpu| subject.fits(&on(Card::from(*gpu)))).map(|gpu| gpu.full_name)
+    GPUS.iter().find(|gpu| trial.fits(&on(Card::from(*gpu)))).map(|gpu| gpu.full_name)
 }
 
 /// Name of the smallest card of which as many do.
-pub(super) fn bigger_or_newer_card(request: &PlanRequest<'_>, program: &Program) -> Option<&'static str> {
-    let subject = Subject::new(request, program);
+pub(super) fn bigger_or_newer_card(request: &PlanRequest<'_>, subject: &Subject) -> Option<&'static str> {
+    let trial = Trial::new(request, subject);
     let with = |gpu: &GpuModel| PlanRequest { card: Card::from(gpu), ..request.clone() };
-    GPUS.iter().find(|gpu| subject.fits(&with(gpu))).map(|gpu| gpu.name)
+    GPUS.iter().find(|gpu| trial.fits(&with(gpu))).map(|gpu| gpu.name)
 }
 
-fn bigger_card<'a>(request: &PlanRequest<'a>, subject: &Subject<'_>) -> Option<(Change, PlanRequest<'a>)> {
+fn bigger_card<'a>(request: &PlanRequest<'a>, trial: &Trial<'_>) -> Option<(Change, PlanRequest<'a>)> {
     let with = |card: Card| PlanRequest { card, ..request.clone() };
     let bigger = GPUS.iter().filter(|gpu| gpu.memory_total_bytes > request.card.memory_total_bytes);
-    let gpu = bigger.into_iter().find(|gpu| subject.fits(&with(Card::from(*gpu))))?;
+    let gpu = bigger.into_iter().find(|gpu| trial.fits(&with(Card::from(*gpu))))?;
     Some((Change::Gpu(gpu.name), with(Card::from(gpu))))
 }

@@ -2,9 +2,8 @@
 
 use super::accounting::budget;
 use super::speed::{OptionSpeed, Timed};
-use super::{Miss, PlanRequest, Targets};
+use super::{Miss, PlanRequest, Subject, Targets};
 use crate::memory::{Budget, KvLayout};
-use crate::model::Program;
 use crate::tensor_parallel::Indivisible;
 use serde::{Deserialize, Serialize};
 
@@ -90,12 +89,12 @@ impl PlanOption {
     /// For a size that divides the model, of at most `request.gpus`.
     pub(super) fn new(
         request: &PlanRequest<'_>,
-        program: &Program,
+        subject: &Subject,
         tensor_parallel_size: u64,
     ) -> Result<Self, RejectedReason> {
         let limits = &request.limits;
-        let per_gpu = budget(request, program, tensor_parallel_size);
-        let kv = request.layout(tensor_parallel_size);
+        let per_gpu = budget(request, subject, tensor_parallel_size);
+        let kv = subject.layout(request, tensor_parallel_size);
         let num_blocks = kv.num_blocks(per_gpu.kv_pool_bytes);
         let needed_bytes = per_gpu.needed_bytes(&kv, limits);
         if needed_bytes > per_gpu.requested_bytes {
@@ -118,7 +117,7 @@ impl PlanOption {
         let full = at(limits.max_model_len);
         let kv_cache_tokens = full.kv_per_replica.map_or(0, |c| (c * limits.max_model_len as f64) as u64);
         let typical = at(request.typical_len());
-        let timed = Timed::new(request, program, tensor_parallel_size);
+        let timed = Timed::new(request, &subject.program, tensor_parallel_size);
         let speed = timed.map(|timed| timed.speed(&typical, replicas, limits.max_num_seqs)).transpose();
         Ok(Self {
             speed: speed.map_err(RejectedReason::MissesTarget)?,

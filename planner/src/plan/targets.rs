@@ -1,7 +1,6 @@
 //! What is asked of a deployment, and how many cards that takes.
 
-use super::{DoesNotFit, PlanError, PlanOption, PlanRequest, RejectedReason, error};
-use crate::model::families;
+use super::{DoesNotFit, PlanError, PlanOption, PlanRequest, RejectedReason, Subject, error};
 use crate::perf::Engine;
 use crate::perf::serving::RequestShape;
 use crate::tensor_parallel;
@@ -101,9 +100,9 @@ impl fmt::Display for Miss {
 pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
     let any_number = PlanRequest { gpus: super::MAX_GPUS, ..request.clone() };
     error::check(&any_number)?;
-    let program = families::program(request.spec);
+    let subject = Subject::of(request);
     super::support::check(request).map_err(|unsupported| {
-        let smallest_card = super::changes::bigger_or_newer_card(request, &program).map(str::to_owned);
+        let smallest_card = super::changes::bigger_or_newer_card(request, &subject).map(str::to_owned);
         PlanError::Unsupported(super::Unsupported { smallest_card, ..unsupported })
     })?;
     let mut best: Option<(u64, f64)> = None;
@@ -116,7 +115,7 @@ pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
         let mut one = PlanRequest { gpus: tp, tensor_parallel_size: Some(tp), ..request.clone() };
         one.demand.targets.request_rate = None;
         one.demand.targets.concurrency = None;
-        match PlanOption::new(&one, &program, tp) {
+        match PlanOption::new(&one, &subject, tp) {
             Ok(option) => {
                 let Some(speed) = &option.speed else { return Err(error::unknown_speed(request)) };
                 let targets = &request.demand.targets;
@@ -148,8 +147,7 @@ fn sizes(request: &PlanRequest<'_>) -> Vec<u64> {
 }
 
 fn too_large(request: &PlanRequest<'_>) -> PlanError {
-    let program = families::program(request.spec);
     let largest = PlanRequest { gpus: 16, ..request.clone() };
-    let error: DoesNotFit = super::changes::does_not_fit(&largest, &program);
+    let error: DoesNotFit = super::changes::does_not_fit(&largest, &Subject::of(request));
     PlanError::DoesNotFit(Box::new(error))
 }
