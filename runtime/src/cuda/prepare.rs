@@ -11,6 +11,7 @@ use super::kernel_set::{Cubins, KernelSet};
 use super::kernels::sources;
 use super::linear::Linears;
 use super::load::Sizes;
+use super::memory::DevicePointer;
 use super::plan::{DeviceOp, Plan};
 use super::{CudaError, CudaOptions};
 use std::collections::BTreeMap;
@@ -39,10 +40,12 @@ pub struct Prepared {
 /// stream meanwhile.
 ///
 /// # Safety
-/// The addresses in the plan must be device memory for steps as large as `sizes` says, and no step may run.
+/// The addresses in the plan, and `bests` (see [`Linears::with_bests`]), must be device memory for steps as large as `sizes`
+/// says, and no step may run.
 pub unsafe fn prepare(
     device: &Arc<Device>,
     plan: &Plan,
+    bests: DevicePointer,
     sizes: &Sizes,
     options: &CudaOptions,
     uploaded: &AtomicBool,
@@ -51,7 +54,7 @@ pub unsafe fn prepare(
     let cache = |folder: &str| options.cache_dir.as_ref().map(|d| DiskCache::at(d.join(folder)));
     let kernels = KernelSet::load(device, &Cubins::build(device, &plan.layers, cache("cubin").as_ref())?)?;
     clock.lap("kernels");
-    let mut linears = Linears::new(device, kernels.of_products())?;
+    let mut linears = Linears::new(device, kernels.of_products())?.with_bests(bests);
     let version = kernels_version(device.compute_capability);
     let mut tuner = Tuner::new(device, &mut linears, trials(plan, sizes), cache("gemm"), version);
     for rows in FIRST_ROWS {
@@ -115,7 +118,7 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
 }
 
 /// Files of the kernels that are measured.
-const PRODUCT_FILES: [&str; 4] = ["gemv", "gated_act", "wide_linear", "split_linear"];
+const PRODUCT_FILES: [&str; 5] = ["gemv", "gated_act", "wide_linear", "wide_head", "split_linear"];
 
 /// A number that changes when the kernels that products are measured against do.
 fn kernels_version(compute_capability: (i32, i32)) -> u64 {
