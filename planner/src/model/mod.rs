@@ -7,6 +7,7 @@ mod dtype;
 pub mod families;
 mod ffn;
 mod mixer;
+mod operands;
 mod program;
 mod quantization;
 mod spec;
