@@ -21,7 +21,7 @@ use crate::gpus::GpuModel;
 use crate::memory::{
     EngineLimits, KvCacheDtype, KvLayout, SlidingLayers, Source, WeightSource, rank_weight_bytes, served_dtype,
 };
-use crate::model::{DType, Family, ModelSpec, Program, Quantization, Storage, Task, families};
+use crate::model::{DType, Family, ModelSpec, Program, Quantization, Storage, Task};
 use crate::tensor_parallel;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +144,7 @@ pub struct CardRow {
 /// [`PlanError`]: an argument out of range, a TP size that is not legal, or [`DoesNotFit`].
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     error::check(request)?;
-    let program = families::program(request.spec);
+    let program = request.demand.engine.program(request.spec);
     let (options, rejected) = search(request, &program);
     if options.is_empty() {
         if let Err(unsupported) = support::check(request) {
@@ -181,7 +181,7 @@ pub fn across_cards<'c>(
     cards: impl IntoIterator<Item = &'c GpuModel>,
 ) -> Result<Vec<CardRow>, PlanError> {
     error::check(request)?;
-    let program = families::program(request.spec);
+    let program = request.demand.engine.program(request.spec);
     let row = |card: Card| {
         let request = PlanRequest { card: card.clone(), ..request.clone() };
         let (options, rejected) = search(&request, &program);

@@ -11,6 +11,7 @@ mod operands;
 mod program;
 mod quantization;
 mod spec;
+mod tail;
 pub mod work;
 
 pub use builder::Builder;

@@ -1,7 +1,6 @@
 //! What is asked of a deployment, and how many cards that takes.
 
 use super::{DoesNotFit, PlanError, PlanOption, PlanRequest, RejectedReason, error};
-use crate::model::families;
 use crate::perf::Engine;
 use crate::perf::serving::RequestShape;
 use crate::tensor_parallel;
@@ -101,7 +100,7 @@ impl fmt::Display for Miss {
 pub fn gpus_needed(request: &PlanRequest<'_>) -> Result<u64, PlanError> {
     let any_number = PlanRequest { gpus: super::MAX_GPUS, ..request.clone() };
     error::check(&any_number)?;
-    let program = families::program(request.spec);
+    let program = request.demand.engine.program(request.spec);
     super::support::check(request).map_err(|unsupported| {
         let smallest_card = super::changes::bigger_or_newer_card(request, &program).map(str::to_owned);
         PlanError::Unsupported(super::Unsupported { smallest_card, ..unsupported })
@@ -148,7 +147,7 @@ fn sizes(request: &PlanRequest<'_>) -> Vec<u64> {
 }
 
 fn too_large(request: &PlanRequest<'_>) -> PlanError {
-    let program = families::program(request.spec);
+    let program = request.demand.engine.program(request.spec);
     let largest = PlanRequest { gpus: 16, ..request.clone() };
     let error: DoesNotFit = super::changes::does_not_fit(&largest, &program);
     PlanError::DoesNotFit(Box::new(error))
