@@ -56,6 +56,7 @@ pub unsafe fn prepare(
     let version = kernels_version(device.compute_capability);
     let mut tuner = Tuner::new(device, &mut linears, trials(plan, sizes), cache("gemm"), version);
     for rows in FIRST_STEPS {
+        let rows = StepRows { tokens: rows.tokens.min(sizes.max_num_batched_tokens), ..rows };
         // SAFETY: passed on from the caller.
         unsafe { run_products(plan, &mut linears, rows)? };
     }
