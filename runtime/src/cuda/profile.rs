@@ -135,7 +135,7 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
             let kv = keys * f64::from(heads.kv_heads * heads.head_dim) * 4.0;
             ("attention".to_owned(), kv + width_bytes(heads.heads * heads.head_dim, 2.0))
         }
-        DeviceOp::GatedAct { width, .. } => ("gated act".to_owned(), width_bytes(*width, 3.0)),
-        DeviceOp::GatherLast { width, .. } => ("gather".to_owned(), width_bytes(*width, 2.0)),
+        DeviceOp::GatedAct { width, rows, .. } => ("gated act".to_owned(), bytes_of(rows_of(*rows), *width, 3.0)),
+        DeviceOp::GatherLast { width, .. } => ("gather".to_owned(), bytes_of(rows_of(Rows::Sequences), *width, 2.0)),
     }
 }
