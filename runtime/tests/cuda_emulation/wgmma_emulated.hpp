@@ -5,6 +5,7 @@
 
 struct tile_t { smem_t at; u32 groups, panels; };
 inline tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) { return {at, groups, panels}; }
+inline tile_t base_tile(smem_t at, u32 groups, u32 panels) { return {at, groups, panels}; }
 inline tile_t moved_tile(tile_t tile, u32 bytes) { return {tile.at + bytes, tile.groups, tile.panels}; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}

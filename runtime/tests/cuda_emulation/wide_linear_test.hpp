@@ -131,6 +131,7 @@ inline void test_wide_linear() {
 #define CASE(NAME, ...) {NAME, #NAME, __VA_ARGS__}
   const WideCase cases[] = {
       CASE(wide_gated_n224, true, 224, 0, 300, 144, 200, false, false),
+      CASE(wide_gated_n160, true, 160, 0, 260, 152, 136, false, false),
       CASE(wide_gated_n256, true, 256, 0, 129, 136, 72, false, false),
       CASE(wide_plain_n192, false, 192, 0, 270, 200, 328, true, true),
       CASE(wide_plain_n256, false, 256, 0, 257, 264, 64, false, true),

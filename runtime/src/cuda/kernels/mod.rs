@@ -125,7 +125,7 @@ pub const FILES: [KernelFile; 17] = [
     file!(
         "wide_linear",
         Variants::Hopper,
-        ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
+        ["wide_gated_n256", "wide_gated_n224", "wide_gated_n160", "wide_plain_n256", "wide_plain_n192"]
     ),
     file!("wide_head", Variants::Hopper, ["wide_head_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),

@@ -8,6 +8,13 @@ typedef u64 tile_t;  // descriptor of a tile in shared memory
 DEVICE tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(panels >> 4) << 16 | (u64)(groups >> 4) << 32 | 1ull << 62;
 }
+// The same, of which the compiler knows nothing: what is added to it is then added in the registers that products read, not
+// worked out anew for each product, which would wait for the one before.
+DEVICE tile_t base_tile(smem_t at, u32 groups, u32 panels) {
+  tile_t tile = swizzled_tile(at, groups, panels);
+  asm volatile("" : "+l"(tile));
+  return tile;
+}
 // The tile `bytes` further on.
 DEVICE tile_t moved_tile(tile_t tile, u32 bytes) { return tile + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -90,6 +97,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 #define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES_2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_2A "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define NAMES_3A "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 
@@ -104,6 +112,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
   }
 WGMMA_SHARED(64, NAMES_0, "%32", "%33", "%34", TILES_8(0))
 WGMMA_SHARED(128, NAMES_0 ", " NAMES_1, "%64", "%65", "%66", TILES_8(0), TILES_8(8))
+WGMMA_SHARED(160, NAMES_0 ", " NAMES_1 ", " NAMES_2A, "%80", "%81", "%82", TILES_8(0), TILES_8(8), TILES_4(16))
 WGMMA_SHARED(192, NAMES_0 ", " NAMES_1 ", " NAMES_2, "%96", "%97", "%98", TILES_8(0), TILES_8(8), TILES_8(16))
 WGMMA_SHARED(224, NAMES_0 ", " NAMES_1 ", " NAMES_2 ", " NAMES_3A, "%112", "%113", "%114", TILES_8(0), TILES_8(8), TILES_8(16),
              TILES_4(24))

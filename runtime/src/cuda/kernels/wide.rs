@@ -60,9 +60,10 @@ const fn split(entry: &'static str, result: WideResult, blocks: u32) -> Wide {
 }
 
 /// Every entry, to be measured once per shape beside cuBLASLt's algorithms.
-pub const WIDE: [Wide; 8] = [
+pub const WIDE: [Wide; 9] = [
     wide("wide_gated_n256", WideResult::Gated, 256),
     wide("wide_gated_n224", WideResult::Gated, 224),
+    wide("wide_gated_n160", WideResult::Gated, 160),
     wide("wide_plain_n256", WideResult::Plain, 256),
     wide("wide_plain_n192", WideResult::Plain, 192),
     wide("wide_head_n256", WideResult::Head, HEAD_COLUMNS),
