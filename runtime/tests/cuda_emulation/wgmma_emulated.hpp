@@ -10,6 +10,7 @@ inline tile_t moved_tile(tile_t tile, u32 bytes) { return {tile.at + bytes, tile
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <size_t T> inline void wgmma_settle(float (&)[T][4]) {}
+inline int anew(int v) { return v; }
 template <int PENDING> inline void wgmma_wait() { __syncwarp(); }
 inline void publish_shared() {}
 

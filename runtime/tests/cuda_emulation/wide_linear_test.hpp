@@ -7,6 +7,7 @@ namespace wide {
 #include "logits.cuh"
 #include "wide.cuh"
 #include "wide_linear.cu"
+#include "wide_rotated.cu"
 #include "wide_head.cu"
 }
 #undef BLOCK_ROWS
@@ -122,6 +123,59 @@ inline void test_wide_head(int rows, int n, int k, bool none_wants) {
   expect(missed == 0, what + ": the likeliest of each part");
 }
 
+struct RotatedCase {
+  decltype(&wide::wide_rotated_n256_d64) kernel;
+  const char* name;
+  int head_dim, columns, rows, heads, kv_heads, k;
+  bool bias;
+};
+
+// Packed QKV: q rotated, k and v in the places of their slots, all else as it was.
+inline void test_wide_rotated(const RotatedCase& c) {
+  const int hd = c.head_dim, half = hd / 2, all = c.heads + 2 * c.kv_heads, n = all * hd, places = (c.rows / 16 + 2) * 16;
+  const int turned = c.heads + c.kv_heads, cache = places * c.kv_heads * hd;
+  Buffer<bf16> x(size_t(c.rows) * c.k), w(size_t(n) * c.k), bias(n), y(size_t(c.rows) * n), keys(cache), values(cache);
+  Buffer<float> cosine(50 * half), sine(50 * half);
+  Buffer<int> positions(c.rows), slots(c.rows);
+  fill(x), fill(w), fill(bias);
+  for (int i = 0; i < 50 * half; i++) cosine[i] = float(uniform_between(-1, 1)), sine[i] = float(uniform_between(-1, 1));
+  for (int m = 0; m < c.rows; m++) positions[m] = integer_between(0, 49), slots[m] = m % 7 == 3 ? -1 : places - 1 - m;
+  const WideLaunch l(false, c.columns, 0, c.rows, n);
+  const TensorMap x_map = {x.data(), c.k, c.rows, 128}, w_map = {w.data(), c.k, n, c.columns / 2};
+  emu::launch({1, l.blocks, 1}, l.threads, l.shared, [&] {
+    c.kernel(x_map, w_map, c.bias ? bias.data() : nullptr, y.data(), positions.data(), slots.data(), cosine.data(), sine.data(),
+             keys.data(), values.data(), c.rows, n, c.k, c.heads, c.kv_heads);
+  }, l.cluster);
+  const std::string what = std::string(c.name) + " rows " + std::to_string(c.rows);
+  Nmse e;
+  size_t written = 0, wanted = 0;
+  for (int m = 0; m < c.rows; m++)
+    for (int head = 0; head < all; head++) {
+      double sums[128];
+      for (int i = 0; i < hd; i++) {
+        sums[i] = c.bias ? value(bias[head * hd + i]) : 0;
+        for (int k = 0; k < c.k; k++) sums[i] += value(x[m * c.k + k]) * value(w[size_t(head * hd + i) * c.k + k]);
+      }
+      const bf16* got = &y[size_t(m) * n + head * hd];
+      if (head >= c.heads) {
+        for (int i = 0; i < hd; i++) written += got[i] != 0xffff;  // k and v: in the caches only
+        if (slots[m] < 0) continue;
+        const int kv_head = head < turned ? head - c.heads : head - turned;
+        got = (head < turned ? keys : values).data() + ((slots[m] / 16 * c.kv_heads + kv_head) * 16 + slots[m] % 16) * hd;
+        wanted += hd;
+      }
+      for (int i = 0; i < hd; i++) {
+        const int at = positions[m] * half + i % half;
+        const double a = sums[i % half], b = sums[i % half + half];
+        const double both = i < half ? a * cosine[at] - b * sine[at] : b * cosine[at] + a * sine[at];
+        e.add(value(got[i]), head < turned ? both : sums[i]);
+      }
+    }
+  for (int i = 0; i < cache; i++) written += (keys[i] != 0xffff) + (values[i] != 0xffff);
+  e.below(2 * BF16_BOUND, what);  // rounded twice
+  expect(written == wanted, what + ": only q, and the places that slots name");
+}
+
 inline void test_wide_linear() {
   test_wide_head(200, 600, 72, false);
   test_wide_head(270, 333, 64, false);
@@ -140,6 +194,15 @@ inline void test_wide_linear() {
       CASE(split_plain_s4, false, 64, 4, 130, 72, 1096, true, true),
       CASE(split_plain_s8, false, 64, 8, 64, 128, 1160, false, true),
   };
+  const RotatedCase rotated[] = {
+      CASE(wide_rotated_n256_d64, 64, 256, 200, 3, 1, 72, true),
+      CASE(wide_rotated_n256_d64, 64, 256, 130, 5, 2, 136, false),
+      CASE(wide_rotated_n192_d64, 64, 192, 270, 4, 2, 64, true),
+      CASE(wide_rotated_n192_d64, 64, 192, 257, 1, 1, 200, false),
+      CASE(wide_rotated_n256_d128, 128, 256, 270, 3, 1, 72, true),
+      CASE(wide_rotated_n256_d128, 128, 256, 65, 2, 2, 136, false),
+  };
 #undef CASE
   for (const auto& c : cases) test_wide_case(c);
+  for (const auto& c : rotated) test_wide_rotated(c);
 }

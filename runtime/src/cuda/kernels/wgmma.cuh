@@ -25,6 +25,11 @@ template <int T> DEVICE void wgmma_settle(float (&d)[T][4]) {
 #pragma unroll
   for (int i = 0; i < T; i++) asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
 }
+// The same value, but nothing that follows from it is computed before this: where registers are short.
+DEVICE int anew(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 // What this thread wrote to shared memory (cp.async too, once waited for) is there for the products after the next barrier.
 DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -1,5 +1,5 @@
-// What products of many rows on Hopper have in common: tensor cores fed by the copy engine. Precedes wide_linear.cu and
-// wide_head.cu, after wgmma.cuh.
+// What products of many rows on Hopper have in common: tensor cores fed by the copy engine. Precedes wide_linear.cu,
+// wide_rotated.cu and wide_head.cu, after wgmma.cuh.
 //
 // x [rows, k], w [n or 2 n, k], bf16; sums in f32. k a multiple of 8, any number of rows.
 // x_map, w_map: boxes of 128 rows (of w: COLUMNS / 2) of 64 columns, zeros beyond the edges.
@@ -13,7 +13,8 @@
 //
 // What becomes of the sums is a Result's matter: rows, n, k; GATED: w has 2 n rows; finish(d, own, row, column, kept): the
 // calling warp's 16 rows from `row` on, sums in d as wgmma leaves them, `own` 4,096 bytes of shared memory, `kept` what a
-// warp keeps from tile to tile.
+// warp keeps from tile to tile. Where it is EARLY, begin(row, column, kept) before a tile's products and
+// near_end(column, kept) while the last of them run load what finish wants.
 
 #define BLOCK_ROWS 128
 #define DEPTH 64  // of k at a time: a row of 128 bytes
@@ -90,6 +91,8 @@ template <class Result, int COLUMNS> DEVICE void consume(const Work<Result, COLU
   int ahead = LAG;  // steps that the first warpgroup still takes alone
   for (int tile = blockIdx.y / CLUSTER; tile < work.tiles(); tile += gridDim.y / CLUSTER) {
     smem_t before = 0;
+    int row, column;
+    if constexpr (Result::EARLY) work.locate(tile, row, column), p.begin(row + warp * 16, column, kept);
     if (ahead > 0 && warp >= 4) barrier_wait(work.begun, 0), ahead = 0;
     for (int k = 0; k < p.k; k += DEPTH, place.next()) {
       const u32 stage = place.stage * work.STAGE_BYTES;
@@ -108,11 +111,11 @@ template <class Result, int COLUMNS> DEVICE void consume(const Work<Result, COLU
       if (before && lane < CLUSTER) barrier_arrive_in(before, lane);
       before = work.empty + place.stage * 8;
     }
+    if constexpr (Result::EARLY) p.near_end(column, kept);
     wgmma_wait<0>();
     wgmma_settle(d);
     if (lane < CLUSTER) barrier_arrive_in(before, lane);
-    int row, column;
-    work.locate(tile, row, column);
+    if constexpr (!Result::EARLY) work.locate(tile, row, column);
     p.finish(d, own, row + warp * 16, column, kept);
   }
 }

@@ -12,7 +12,7 @@ struct Head {
   float* logits;
   u64* bests;
   int rows, n, k, row_stride;
-  static constexpr bool GATED = false;
+  static constexpr bool GATED = false, EARLY = false;
   // Which of the warp's rows want logits, and the first of these rows: seldom others in the next tile.
   struct Kept {
     int row = -1;

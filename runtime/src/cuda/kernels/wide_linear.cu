@@ -81,7 +81,7 @@ template <int FIRST, int TILES> DEVICE void finish_plain(const float (&d)[TILES]
 
 struct Gated : Product {
   struct Kept {};
-  static constexpr bool GATED = true;
+  static constexpr bool GATED = true, EARLY = false;
   template <int TILES> DEVICE void finish(const float (&d)[TILES][4], smem_t own, int row, int column, Kept&) const {
     finish_gated(d, own, *this, row, column);
   }
@@ -89,7 +89,7 @@ struct Gated : Product {
 
 struct Plain : Product {
   struct Kept {};
-  static constexpr bool GATED = false;
+  static constexpr bool GATED = false, EARLY = false;
   template <int TILES> DEVICE void finish(const float (&d)[TILES][4], smem_t own, int row, int column, Kept&) const {
     finish_plain<0>(d, own, *this, row, column);
     finish_plain<TILES / 2>(d, own, *this, row, column + TILES * 4);
