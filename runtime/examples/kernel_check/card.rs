@@ -4,7 +4,7 @@ use half::bf16;
 use mserve_runtime::cuda::compile::{self, KernelSource};
 use mserve_runtime::cuda::device::Device;
 use mserve_runtime::cuda::graph::Graph;
-use mserve_runtime::cuda::kernels::{self, Geometry, Prefill, Products, WIDE};
+use mserve_runtime::cuda::kernels::{self, Geometry, HEAD_DIMS, Prefill, Products, WIDE};
 use mserve_runtime::cuda::linear::ProductKernels;
 use mserve_runtime::cuda::memory::{DeviceMemory, Event};
 use mserve_runtime::cuda::module::{Arg, Kernel, Module};
@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 pub type Failure = Box<dyn std::error::Error>;
 pub type Outcome = Result<(), Failure>;
+
+const ROPE: &str = "qk_norm_rope_kv_write";
 
 pub struct Card {
     pub device: Arc<Device>,
@@ -39,7 +41,7 @@ impl Card {
         let start = std::time::Instant::now();
         let head_dims: Vec<u32> = match std::env::var("KERNEL_HEAD_DIMS") {
             Ok(listed) => listed.split_whitespace().map(str::parse).collect::<Result<_, _>>()?,
-            Err(_) => kernels::HEAD_DIMS.to_vec(),
+            Err(_) => HEAD_DIMS.to_vec(),
         };
         let mut sources = kernels::sources(&head_dims, device.compute_capability);
         sources.iter_mut().for_each(variant);
@@ -79,6 +81,7 @@ impl Card {
             few_rows: Products::ALL.iter().map(|p| kernel(p.entry)).collect::<Result<_, _>>()?,
             many_rows: WIDE.iter().filter(|_| hopper).map(|w| kernel(w.entry)).collect::<Result<_, _>>()?,
             silu_mul: kernel("silu_mul")?,
+            ropes: HEAD_DIMS.into_iter().filter_map(|d| Some((d, self.kernel(ROPE, d).ok()?.clone()))).collect(),
         })
     }
 

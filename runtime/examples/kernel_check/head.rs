@@ -28,7 +28,8 @@ impl Head {
     /// x and weights are filled in by the caller.
     fn new(card: &Card, m: usize, n: usize, k: usize) -> Result<Self, Failure> {
         let out_stride = n.next_multiple_of(8);
-        let shape = GemmShape { m, n, k, bias: false, residual: false, f32_out: true, gated: false, out_stride };
+        let shape =
+            GemmShape { m, n, k, bias: false, residual: false, f32_out: true, gated: false, rotated: 0, out_stride };
         let bests = card.poisoned(kernels::bests(m, n as u32) * 8)?;
         let linears = Linears::new(&card.device, card.product_kernels()?)?.with_bests(bests.pointer());
         let [ids, logprobs, ranks] = [(); 3].map(|()| card.poisoned(m * 4));
@@ -56,6 +57,7 @@ impl Head {
             out: self.logits.pointer(),
             gate_up: None,
             sample_rows: Some(sample_rows.pointer()),
+            rotation: None,
         };
         // SAFETY: the buffers have the sizes of the shape and live as long as `self`; the parameters are the caller's, who
         // reads results before they go.

@@ -13,6 +13,7 @@ mod check_edges;
 mod check_fused;
 mod head;
 mod numbers;
+mod rotated;
 mod time;
 mod time_attention;
 mod time_decode;
@@ -62,13 +63,14 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 17] {
+fn sections() -> [(&'static str, Section); 19] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
         ("check products", check::products),
         ("check fused", check_fused::all),
         ("check wide", wide::check),
+        ("check rotated", rotated::check),
         ("check head", head::check),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
@@ -78,6 +80,7 @@ fn sections() -> [(&'static str, Section); 17] {
         ("time products", time_products::all),
         ("time fused", time_fused::all),
         ("time wide", wide::time),
+        ("time rotated", rotated::time),
         ("time head", head::time),
         ("time rows", time::rows),
         ("time sample", time::sample),

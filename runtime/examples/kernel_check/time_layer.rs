@@ -204,7 +204,8 @@ impl Layer<'_> {
     }
 
     fn product(&mut self, name: &str, n: usize, k: usize, bias: bool, residual: bool) -> Outcome {
-        let shape = GemmShape { m: self.rows, n, k, bias, residual, f32_out: false, gated: false, out_stride: n };
+        let shape =
+            GemmShape { m: self.rows, n, k, bias, residual, f32_out: false, gated: false, rotated: 0, out_stride: n };
         let candidates = self.linears.candidates(&shape, CANDIDATES)?;
         let mut figures = vec![];
         let begin = Instant::now();
@@ -248,6 +249,7 @@ impl Layer<'_> {
                 out: self.buffers[1 + i % 2].pointer(),
                 gate_up: None,
                 sample_rows: None,
+                rotation: None,
             })
             .collect();
         let linears = &mut self.linears;

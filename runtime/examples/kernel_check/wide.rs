@@ -2,22 +2,22 @@
 
 use super::card::{Card, Failure, Outcome};
 use super::numbers::{BF16_BOUND, close};
-use mserve_runtime::cuda::gemm::{GemmOperands, GemmShape};
+use mserve_runtime::cuda::gemm::{GemmOperands, GemmShape, Rotation};
 use mserve_runtime::cuda::kernels::WIDE;
 use mserve_runtime::cuda::linear::{Choice, Linears, Route};
 use mserve_runtime::cuda::memory::DeviceMemory;
 
-const POOL_BYTES: usize = 2 << 30;
+pub const POOL_BYTES: usize = 2 << 30;
 const ROWS: [usize; 8] = [8448, 4096, 1024, 512, 256, 128, 64, 32];
 /// cuBLASLt's algorithms that are tried for a shape.
 const CANDIDATES: usize = 6;
 /// Of one replay, about.
 const REPLAY_US: f64 = 12_000.0;
 /// Rows after the last that must stay as they were.
-const BEYOND: usize = 300;
+pub const BEYOND: usize = 300;
 
 const fn shape(m: usize, n: usize, k: usize, [gated, bias, residual]: [bool; 3]) -> GemmShape {
-    GemmShape { m, n, k, bias, residual, f32_out: false, gated, out_stride: n }
+    GemmShape { m, n, k, bias, residual, f32_out: false, gated, rotated: 0, out_stride: n }
 }
 
 const PLAIN: [bool; 3] = [false; 3];
@@ -74,6 +74,7 @@ fn one(card: &Card, linears: &Linears, mut route: Route, shape: &GemmShape, entr
         out: out.pointer(),
         gate_up: None,
         sample_rows: None,
+        rotation: None,
     };
     // SAFETY: the buffers have the sizes of the shape and live until the results have been read.
     unsafe { linears.run_by(&mut route, shape, &operands)? };
@@ -108,6 +109,7 @@ pub fn time(card: &Card) -> Outcome {
         x: card.random(ROWS[0] * 14_336 * 2)?,
         out: card.random(ROWS[0] * 14_336 * 2)?,
         gate_up: card.random(ROWS[0] * 28_672 * 2)?,
+        caches: None,
     };
     let asked: Vec<usize> = std::env::var("WIDE_ROWS")
         .map(|w| w.split_whitespace().filter_map(|w| w.parse().ok()).collect())
@@ -123,7 +125,7 @@ pub fn time(card: &Card) -> Outcome {
             ("0.5B qkv", shape(m, 1152, 896, BIAS)),
             ("0.5B o", shape(m, 896, 896, RESIDUAL)),
         ] {
-            let product = GemmShape { gated: false, ..shape };
+            let product = shape.alone();
             let blas = times(card, &linears, &buffers, &product, |c| matches!(c, Choice::Blas(_)))?;
             let Some((blas_us, choice)) = blas.first().copied() else { return Err("cuBLASLt has nothing".into()) };
             linears.keep(product, linears.route(&product, choice)?);
@@ -143,16 +145,24 @@ pub fn time(card: &Card) -> Outcome {
     Ok(())
 }
 
-struct Buffers {
-    weights: DeviceMemory,
-    x: DeviceMemory,
-    out: DeviceMemory,
-    gate_up: DeviceMemory,
+pub struct Buffers {
+    pub weights: DeviceMemory,
+    pub x: DeviceMemory,
+    pub out: DeviceMemory,
+    pub gate_up: DeviceMemory,
+    /// The first layer's, the bytes of one and how many there are.
+    pub caches: Option<(Rotation, u64, usize)>,
 }
 
 impl Buffers {
-    /// Those of layer `layer`, whose weights are `shift` bytes from the first.
-    fn operands(&self, shape: &GemmShape, shift: usize) -> GemmOperands {
+    /// Those of layer `layer`, or of one before it where there are not as many.
+    fn operands(&self, shape: &GemmShape, layer: usize) -> GemmOperands {
+        let bytes = shape.n * shape.k * 2;
+        let shift = layer % (POOL_BYTES / bytes) * bytes;
+        let rotation = self.caches.map(|(first, bytes, count)| {
+            let at = (layer % count) as u64 * bytes;
+            Rotation { keys: first.keys + at, values: first.values + at, ..first }
+        });
         GemmOperands {
             x: self.x.pointer(),
             weight: self.weights.pointer() + shift as u64,
@@ -161,20 +171,20 @@ impl Buffers {
             out: if shape.n > 14_336 && !shape.gated { self.gate_up.pointer() } else { self.out.pointer() },
             gate_up: shape.gated.then(|| self.gate_up.pointer()),
             sample_rows: None,
+            rotation,
         }
     }
 }
 
 /// Microseconds of the candidates of a kind over the weights of several layers, the fastest first. In two rounds, since a
 /// card slows down as it gets warm.
-fn times(
+pub fn times(
     card: &Card,
     linears: &Linears,
     buffers: &Buffers,
     shape: &GemmShape,
     kind: impl Fn(Choice) -> bool,
 ) -> Result<Vec<(f64, Choice)>, Failure> {
-    let bytes = shape.n * shape.k * 2;
     let flops_us = 2.0 * (shape.m * shape.n * shape.k) as f64 / 7e8;
     let rounds = ((REPLAY_US / flops_us) as usize).clamp(4, 48);
     let mut all: Vec<(f64, Choice)> = Vec::new();
@@ -182,7 +192,7 @@ fn times(
     for choice in candidates.iter().chain(&candidates) {
         let Ok(mut route) = linears.route(shape, *choice) else { continue };
         let mut run = |i: usize| {
-            let operands = buffers.operands(shape, i % (POOL_BYTES / bytes) * bytes);
+            let operands = buffers.operands(shape, i);
             // SAFETY: the buffers are as large as the largest of these shapes and outlive the timing.
             unsafe { linears.run_by(&mut route, shape, &operands) }
         };

@@ -1,5 +1,9 @@
 //! Walks the plan and launches: the one path of every step, replayed or not.
 
+mod rotation;
+
+pub use rotation::RowPlaces;
+
 use super::CudaError;
 use super::device::Device;
 use super::gemm::GemmOperands;
@@ -14,7 +18,7 @@ use mserve_planner::model::Rows;
 use std::sync::Arc;
 
 /// Where the kernels find what changes from step to step, and what lives beside activations and weights.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Surfaces {
     /// Packed step metadata, see [`MetadataLayout`].
     pub metadata: DevicePointer,
@@ -43,9 +47,11 @@ pub struct Surfaces {
     pub cache_maps: Vec<(DevicePointer, DevicePointer)>,
     /// Keys and values of each layer.
     pub layers: Vec<(DevicePointer, DevicePointer)>,
+    /// Of rows of no step, as many as the largest has: position 0, no slot.
+    pub no_places: RowPlaces,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct OutputSurfaces {
     pub token_ids: DevicePointer,
     pub logprobs: DevicePointer,
@@ -55,7 +61,7 @@ pub struct OutputSurfaces {
     pub top_max: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct RopeTable {
     pub cos: DevicePointer,
     pub sin: DevicePointer,
@@ -194,7 +200,8 @@ impl Executor {
     }
 
     unsafe fn linear(&mut self, op: &LinearOp, step: &Step<'_>) -> Result<(), CudaError> {
-        let operands = GemmOperands { sample_rows: Some(step.sample_rows), ..operands(op) };
+        let rows = RowPlaces { positions: step.positions, slots: step.slot_mapping };
+        let operands = GemmOperands { sample_rows: Some(step.sample_rows), ..self.surfaces.operands(op, rows) };
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step.
         unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands) }
     }
@@ -204,9 +211,10 @@ impl Executor {
         let none = InputNorm { weight: 0, eps: 0.0 };
         let norm = op.norm.unwrap_or(none);
         let rows = step.rows(linear.rows) as u32;
-        let table = op.rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
-        let (keys, values) = op.rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
-        let heads = op.rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
+        let rotated = linear.rotated;
+        let table = rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
+        let (keys, values) = rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
+        let heads = rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
         let args = [
             Arg::Pointer(linear.weight),
             Arg::Pointer(linear.x),
@@ -403,9 +411,9 @@ impl Executor {
     }
 }
 
-pub const fn operands(op: &LinearOp) -> GemmOperands {
+const fn operands(op: &LinearOp) -> GemmOperands {
     let LinearOp { x, weight, bias, residual, out, gate_up, .. } = *op;
-    GemmOperands { x, weight, bias, residual, out, gate_up, sample_rows: None }
+    GemmOperands { x, weight, bias, residual, out, gate_up, sample_rows: None, rotation: None }
 }
 
 fn no_kernels(heads: &HeadSizes) -> CudaError {

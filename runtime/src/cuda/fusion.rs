@@ -1,7 +1,7 @@
 //! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
 //! instead of three. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
 
-use super::kernels::{After, FusedShape, fused_for};
+use super::kernels::{After, FusedShape, WIDE, WIDE_ROWS_MIN, fused_for};
 use super::plan::{DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, Plan, RotatedOutput};
 use mserve_planner::model::{BufferId, Op, Program};
 
@@ -17,6 +17,8 @@ const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
 
 /// From here on the product of gate and up may be computed together with the gate, whichever way is measured to be faster.
 pub const GATED_ROWS: usize = 32;
+/// The same of q, k and v and their rotation.
+pub const ROTATED_ROWS: usize = WIDE_ROWS_MIN;
 
 impl Plan {
     /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
@@ -27,7 +29,7 @@ impl Plan {
             DecodeOps { rows_max, ops: fusion.run() }
         };
         self.decode = ROW_CLASSES.iter().map(list).collect();
-        self.prefill = Fusion { program: &program.ops, output, ops: &self.ops, rows: usize::MAX, clusters }.gates();
+        self.prefill = Fusion { program: &program.ops, output, ops: &self.ops, rows: usize::MAX, clusters }.pairs();
     }
 }
 
@@ -65,24 +67,55 @@ impl Fusion<'_> {
         let mut out = Vec::with_capacity(self.ops.len());
         let mut at = 0;
         while at < self.ops.len() {
-            let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS).map(|op| (2, op));
-            let (count, op) = self.replacement(at).or_else(gated).unwrap_or((1, self.ops[at]));
+            let pair = || self.pair(at).map(|op| (2, op));
+            let (count, op) = self.replacement(at).or_else(pair).unwrap_or((1, self.ops[at]));
             out.push(op);
             at += count;
         }
         out
     }
 
-    /// All ops, products together with the gates behind them.
-    fn gates(&self) -> Vec<DeviceOp> {
+    /// All ops, products together with the gates and rotations behind them.
+    fn pairs(&self) -> Vec<DeviceOp> {
         let mut out = Vec::with_capacity(self.ops.len());
         let mut at = 0;
         while at < self.ops.len() {
-            let gated = self.gated(at);
-            at += if gated.is_some() { 2 } else { 1 };
-            out.push(gated.unwrap_or_else(|| self.ops[at - 1]));
+            let pair = self.pair(at);
+            at += if pair.is_some() { 2 } else { 1 };
+            out.push(pair.unwrap_or_else(|| self.ops[at - 1]));
         }
         out
+    }
+
+    /// The product at `at` and what follows, where one kernel may do both with this many rows.
+    fn pair(&self, at: usize) -> Option<DeviceOp> {
+        let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS);
+        gated().or_else(|| self.rotated(at).filter(|_| self.rows >= ROTATED_ROWS))
+    }
+
+    /// The product at `at` and the rotation after it.
+    fn rotated(&self, at: usize) -> Option<DeviceOp> {
+        let DeviceOp::Linear(linear) = &self.ops[at] else { return None };
+        let rotated = self.rotation(at, linear)?;
+        let known = WIDE.iter().any(|w| w.rotates(rotated.heads.head_dim));
+        known.then_some(DeviceOp::Linear(LinearOp { rotated: Some(rotated), ..*linear }))
+    }
+
+    /// What the rotation behind the product at `at` does, if all is as kernels that do both want it.
+    fn rotation(&self, at: usize, linear: &LinearOp) -> Option<RotatedOutput> {
+        let Op::Linear { out, .. } = &self.program[at] else { return None };
+        let Some(DeviceOp::RopeKvWrite {
+            heads, rope: Some(rope), q_norm: None, k_norm: None, layer, whole: true, ..
+        }) = self.ops.get(at + 1)
+        else {
+            return None;
+        };
+        let bare = linear.residual.is_none() && !linear.f32_out;
+        (bare && self.read_only_by(*out, &[at + 1, at + 2])).then_some(RotatedOutput {
+            heads: *heads,
+            rope: *rope,
+            layer: *layer,
+        })
     }
 
     /// The product at `at` and the gate after it.
@@ -121,12 +154,12 @@ impl Fusion<'_> {
         if linear.out_stride != linear.n {
             return None;
         }
-        let fused = |linear: LinearOp, after, rotated: Option<RotatedOutput>| {
-            let head_dim = rotated.map_or(0, |r| r.heads.head_dim);
+        let fused = |linear: LinearOp, after| {
+            let head_dim = linear.rotated.map_or(0, |r| r.heads.head_dim);
             let (n, k, rows) = (linear.n, linear.k, u32::try_from(self.rows).ok()?);
             let shape = FusedShape { after, rows, n, k, norm: norm.is_some(), head_dim };
             let (kernel, clusters) = fused_for(&shape, self.clusters)?;
-            Some(DeviceOp::Fused(FusedLinear { linear, norm, rotated, kernel, clusters }))
+            Some(DeviceOp::Fused(FusedLinear { linear, norm, kernel, clusters }))
         };
         let out = match &self.program[at] {
             Op::Linear { out, .. } | Op::LmHead { out, .. } => *out,
@@ -138,21 +171,12 @@ impl Fusion<'_> {
                 if bare && linear.bias.is_none() && self.read_only_by(out, &[at + 1]) =>
             {
                 let gated = LinearOp { out: *to, n: *width, out_stride: *width, ..*linear };
-                Some((2, fused(gated, After::Gated, None)?))
+                Some((2, fused(gated, After::Gated)?))
             }
-            Some(DeviceOp::RopeKvWrite {
-                heads,
-                rope: Some(rope),
-                q_norm: None,
-                k_norm: None,
-                layer,
-                whole: true,
-                ..
-            }) if bare && self.read_only_by(out, &[at + 1, at + 2]) => {
-                let rotated = RotatedOutput { heads: *heads, rope: *rope, layer: *layer };
-                Some((2, fused(*linear, After::Rotated, Some(rotated))?))
-            }
-            _ => Some((1, fused(*linear, After::Plain, None)?)),
+            _ => match self.rotation(at, linear) {
+                rotated @ Some(_) => Some((2, fused(LinearOp { rotated, ..*linear }, After::Rotated)?)),
+                None => Some((1, fused(*linear, After::Plain)?)),
+            },
         }
     }
 
@@ -169,16 +193,19 @@ mod tests {
     use super::*;
     use crate::cuda::arena::{ArenaPlan, StepRows};
     use crate::cuda::plan::{Bases, plan};
-    use crate::cuda::testing::llama_program;
+    use crate::cuda::testing::{llama_program, llama_program_of};
     use crate::cuda::weights::WeightLayout;
     use mserve_planner::model::{Activation, Rows};
 
     fn fused(layers: usize) -> Plan {
-        let program = llama_program(layers);
-        let weights = WeightLayout::new(&program).unwrap();
-        let arena = ArenaPlan::new(&program, StepRows { tokens: 32, sequences: 4 });
-        let mut plan = plan(&program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
-        plan.fuse(&program, true);
+        fused_of(&llama_program(layers))
+    }
+
+    fn fused_of(program: &Program) -> Plan {
+        let weights = WeightLayout::new(program).unwrap();
+        let arena = ArenaPlan::new(program, StepRows { tokens: 32, sequences: 4 });
+        let mut plan = plan(program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
+        plan.fuse(program, true);
         plan
     }
 
@@ -186,12 +213,13 @@ mod tests {
         let kind = |op: &DeviceOp| match op {
             DeviceOp::Embed { .. } => "embed",
             DeviceOp::Norm { .. } => "norm",
+            DeviceOp::Linear(l) if l.rotated.is_some() => "linear+rope",
             DeviceOp::Linear(_) => "linear",
             DeviceOp::RopeKvWrite { .. } => "rope",
             DeviceOp::Attention { .. } => "attention",
             DeviceOp::GatedAct { .. } => "act",
             DeviceOp::GatherLast { .. } => "gather",
-            DeviceOp::Fused(f) if f.rotated.is_some() => "qkv+rope",
+            DeviceOp::Fused(f) if f.linear.rotated.is_some() => "qkv+rope",
             DeviceOp::Fused(f) if f.norm.is_some() && f.linear.f32_out => "norm+head",
             DeviceOp::Fused(f) if f.norm.is_some() => "norm+mlp",
             DeviceOp::Fused(_) => "product",
@@ -219,6 +247,24 @@ mod tests {
         };
         let DeviceOp::Linear(gated) = plan.prefill[at - 1] else { panic!("{:?}", plan.prefill) };
         assert_eq!(gated, LinearOp { out, gate_up: Some(product.out), ..product });
+        assert_eq!(plan.prefill[at], plan.ops[at + 1]);
+    }
+
+    #[test]
+    fn heads_of_64_rotate_where_many_rows_of_them_are_computed() {
+        let plan = fused_of(&llama_program_of(2, 64));
+        let together = |ops: &[DeviceOp]| kinds(ops).iter().filter(|k| **k == "linear+rope").count();
+        let decode: Vec<usize> = plan.decode.iter().map(|list| together(&list.ops)).collect();
+        assert_eq!((together(&plan.prefill), decode), (2, vec![0, 0, 0, 0, 0, 2]));
+        let at = plan.ops.iter().position(|op| matches!(op, DeviceOp::RopeKvWrite { .. })).unwrap();
+        let (DeviceOp::Linear(product), DeviceOp::RopeKvWrite { heads, rope: Some(rope), layer, .. }) =
+            (plan.ops[at - 1], plan.ops[at])
+        else {
+            panic!("{:?}", plan.ops)
+        };
+        let DeviceOp::Linear(rotated) = plan.prefill[at - 1] else { panic!("{:?}", plan.prefill) };
+        assert_eq!(rotated, LinearOp { rotated: Some(RotatedOutput { heads, rope, layer }), ..product });
+        assert_eq!((rotated.shape(300).rotated, rotated.shape(300).alone()), (64, product.shape(300)));
         assert_eq!(plan.prefill[at], plan.ops[at + 1]);
     }
 

@@ -17,7 +17,7 @@ pub const WORKSPACE_BYTES: u64 = 32 << 20;
 
 /// One kind of product. Rows `m` are padded rows: few distinct values.
 /// Gated: out `[m, n / 2]` = silu of the first half of the product, times the second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GemmShape {
     pub m: usize,
     pub n: usize,
@@ -26,12 +26,23 @@ pub struct GemmShape {
     pub residual: bool,
     pub f32_out: bool,
     pub gated: bool,
+    /// Elements of a head where columns are packed q, k and v: q is rotated, k rotated and v go to the cache, see
+    /// [`Rotation`]. 0: they are not.
+    pub rotated: u32,
     /// Elements from one row of `out` to the next: at least `n`.
     pub out_stride: usize,
 }
 
+impl GemmShape {
+    /// The product alone: without gate or rotation.
+    #[must_use]
+    pub const fn alone(&self) -> Self {
+        Self { gated: false, rotated: 0, ..*self }
+    }
+}
+
 /// Addresses of one product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GemmOperands {
     pub x: DevicePointer,
     pub weight: DevicePointer,
@@ -43,6 +54,24 @@ pub struct GemmOperands {
     pub gate_up: Option<DevicePointer>,
     /// Of heads, `[m]`: how tokens are chosen, [`super::kernels::SampleRow`]. Without it nobody reads the logits.
     pub sample_rows: Option<DevicePointer>,
+    /// Of rotated products.
+    pub rotation: Option<Rotation>,
+}
+
+/// Where packed q, k and v go, and by how much they turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// `[m]` i32: rows of the tables, and places in the cache; a negative one is none.
+    pub positions: DevicePointer,
+    pub slots: DevicePointer,
+    /// `[positions, head_dim / 2]` f32
+    pub cos: DevicePointer,
+    pub sin: DevicePointer,
+    /// The layer's cache.
+    pub keys: DevicePointer,
+    pub values: DevicePointer,
+    pub heads: u32,
+    pub kv_heads: u32,
 }
 
 /// cuBLASLt's description of how to compute a product; opaque, valid for one version of the library and one card.

@@ -35,6 +35,8 @@ const SAVE_EVERY: usize = 8;
 struct Choices(BTreeMap<GemmShape, Choice>);
 
 const RECORD_WORDS: usize = 13;
+/// The flags' upper half is [`GemmShape::rotated`].
+const ROTATED_BIT: u32 = 32;
 
 impl Choices {
     fn load(cache: Option<&DiskCache>, name: &str) -> Self {
@@ -49,7 +51,8 @@ impl Choices {
             let flag = |bit: u64| flags >> bit & 1 == 1;
             let (m, n, k, out_stride) = (m as usize, n as usize, k as usize, stride as usize);
             let [bias, residual, f32_out, gated] = [flag(0), flag(1), flag(2), flag(4)];
-            let shape = GemmShape { m, n, k, bias, residual, f32_out, gated, out_stride };
+            let rotated = (flags >> ROTATED_BIT) as u32;
+            let shape = GemmShape { m, n, k, bias, residual, f32_out, gated, rotated, out_stride };
             let choice = match [flag(3), flag(5), flag(6)] {
                 [true, ..] => Choice::Own(algorithm[0] as usize),
                 [_, true, _] => Choice::Wide(algorithm[0] as usize),
@@ -70,7 +73,8 @@ impl Choices {
             };
             let [own, wide] = [matches!(choice, Choice::Own(_)), matches!(choice, Choice::Wide(_))];
             let flags = [s.bias, s.residual, s.f32_out, own, s.gated, wide, *choice == Choice::Apart];
-            let flags = flags.iter().zip(0..).map(|(&set, bit)| u64::from(set) << bit).sum();
+            let flags: u64 = flags.iter().zip(0..).map(|(&set, bit)| u64::from(set) << bit).sum();
+            let flags = flags | u64::from(s.rotated) << ROTATED_BIT;
             let head = [s.m as u64, s.n as u64, s.k as u64, s.out_stride as u64, flags];
             head.into_iter().chain(algorithm).flat_map(u64::to_le_bytes).collect::<Vec<u8>>()
         };
@@ -307,7 +311,8 @@ mod tests {
 
     fn shape(m: usize, residual: bool) -> GemmShape {
         let (f32_out, gated) = (m == 3, m == 512);
-        GemmShape { m, n: 28672, k: 4096, bias: !residual, residual, f32_out, gated, out_stride: 28672 + m }
+        let rotated = if m == 192 { 128 } else { 0 };
+        GemmShape { m, n: 28672, k: 4096, bias: !residual, residual, f32_out, gated, rotated, out_stride: 28672 + m }
     }
 
     #[test]
@@ -329,6 +334,7 @@ mod tests {
             (shape(3, true), Choice::Blas([0; 8])),
             (shape(512, true), Choice::Wide(1)),
             (shape(512, false), Choice::Apart),
+            (shape(192, false), Choice::Wide(6)),
         ]));
         cache.put("gemm-x", &choices.to_bytes()).unwrap();
         assert_eq!(Choices::load(Some(&cache), "gemm-x"), choices);

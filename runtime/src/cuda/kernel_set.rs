@@ -78,6 +78,7 @@ impl KernelSet {
             few_rows: self.products.clone(),
             many_rows: self.wide.clone(),
             silu_mul: self.silu_mul.clone(),
+            ropes: self.by_head_dim.iter().map(|(&head_dim, of)| (head_dim, of.rope.clone())).collect(),
         }
     }
 

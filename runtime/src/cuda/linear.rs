@@ -2,12 +2,12 @@
 
 use super::CudaError;
 use super::device::Device;
-use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape};
+use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape, Rotation};
 use super::kernels::{self, Products, WIDE, WideResult};
 use super::memory::DevicePointer;
 use super::module::{Arg, Kernel};
 use super::tensor_map::matrix_map;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// How a shape is computed.
@@ -18,7 +18,7 @@ pub enum Choice {
     Own(usize),
     /// Index into [`WIDE`].
     Wide(usize),
-    /// Of gated products: as the product without the gate is computed, then the gate.
+    /// Of gated and rotated products: as the product alone is computed, then the gate or the rotation.
     Apart,
 }
 
@@ -46,6 +46,16 @@ impl Route {
     pub fn chooses(&self) -> bool {
         matches!(self, Self::Wide(index) if WIDE[*index].chooses())
     }
+
+    /// Of the product, for people.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Own(index) => Products::ALL[*index].entry,
+            Self::Wide(index) => WIDE[*index].entry,
+            Self::Blas(..) => "cuBLASLt",
+            Self::Apart(product) => product.name(),
+        }
+    }
 }
 
 /// Kernels of ours for products.
@@ -56,6 +66,8 @@ pub struct ProductKernels {
     /// In the order of [`WIDE`], or none.
     pub many_rows: Vec<Kernel>,
     pub silu_mul: Kernel,
+    /// `qk_norm_rope_kv_write` by head dimension.
+    pub ropes: BTreeMap<u32, Kernel>,
 }
 
 #[derive(Debug)]
@@ -86,12 +98,7 @@ impl Linears {
 
     /// What computes a shape now, for people.
     pub fn computed_by(&self, shape: &GemmShape) -> &'static str {
-        match self.routes.get(shape).or_else(|| self.guesses.get(shape)) {
-            Some(Route::Own(index)) => Products::ALL[*index].entry,
-            Some(Route::Wide(index)) => WIDE[*index].entry,
-            Some(Route::Blas(..) | Route::Apart(_)) => "cuBLASLt",
-            None => "nothing yet",
-        }
+        self.routes.get(shape).or_else(|| self.guesses.get(shape)).map_or("nothing yet", Route::name)
     }
 
     /// What could compute a shape: our kernels that take it, then up to `want` of cuBLASLt's algorithms.
@@ -101,7 +108,7 @@ impl Linears {
         let fits = |p: &Products| dense && !p.gated && p.takes(m, n, k);
         let own = Products::ALL.iter().enumerate().filter(|(_, p)| fits(p)).map(|(i, _)| Choice::Own(i));
         let wide = (0..WIDE.len()).filter(|&i| self.takes_wide(shape, i)).map(Choice::Wide);
-        if shape.gated {
+        if *shape != shape.alone() {
             return Ok(wide.chain([Choice::Apart]).collect());
         }
         let blas = self.launcher.blas.candidates(shape, want)?;
@@ -111,11 +118,13 @@ impl Linears {
     fn takes_wide(&self, shape: &GemmShape, index: usize) -> bool {
         let dense = shape.out_stride == shape.n && !shape.f32_out;
         let there = index < self.launcher.kernels.many_rows.len() && WIDE[index].takes(shape.m, shape.n, shape.k);
-        let bare = !shape.bias && !shape.residual && !shape.gated && shape.out_stride.is_multiple_of(2);
+        let alone = *shape == shape.alone();
+        let bare = !shape.bias && !shape.residual && alone && shape.out_stride.is_multiple_of(2);
         there
             && match WIDE[index].result {
-                WideResult::Plain => dense && !shape.gated,
-                WideResult::Gated => dense && shape.gated,
+                WideResult::Plain => dense && alone,
+                WideResult::Gated => dense && shape.gated && shape.rotated == 0,
+                WideResult::Rotated(head_dim) => dense && shape.rotated == head_dim && !shape.gated && !shape.residual,
                 WideResult::Head => self.launcher.bests.is_some() && shape.f32_out && bare,
             }
     }
@@ -133,7 +142,7 @@ impl Linears {
             Choice::Own(index) if index < self.launcher.kernels.few_rows.len() => Ok(Route::Own(index)),
             Choice::Wide(index) if self.takes_wide(shape, index) => Ok(Route::Wide(index)),
             Choice::Apart => {
-                let product = GemmShape { gated: false, ..*shape };
+                let product = shape.alone();
                 let choice = self.routes.get(&product).map_or_else(|| self.guess(&product), |r| Ok(r.choice()))?;
                 Ok(Route::Apart(Box::new(self.route(&product, choice)?)))
             }
@@ -149,7 +158,7 @@ impl Linears {
         let nearest = self.routes.keys().filter(alike).min_by_key(|s| s.m.abs_diff(shape.m));
         match nearest.and_then(|s| self.routes.get(s)) {
             Some(&Route::Wide(index)) if self.takes_wide(shape, index) => Ok(Choice::Wide(index)),
-            _ if shape.gated => Ok(Choice::Apart),
+            _ if *shape != shape.alone() => Ok(Choice::Apart),
             _ => Ok(Choice::Blas(self.launcher.blas.candidates(shape, 1)?.remove(0))),
         }
     }
@@ -158,7 +167,8 @@ impl Linears {
     pub fn keep(&mut self, shape: GemmShape, route: Route) -> bool {
         let choice = route.choice();
         let guess = self.guesses.remove(&shape);
-        self.guesses.retain(|guessed, _| GemmShape { m: shape.m, gated: shape.gated, ..*guessed } != shape);
+        let GemmShape { m, gated, rotated, .. } = shape;
+        self.guesses.retain(|guessed, _| GemmShape { m, gated, rotated, ..*guessed } != shape);
         self.routes.insert(shape, route).or(guess).is_some_and(|before| before.choice() != choice)
     }
 
@@ -215,8 +225,10 @@ impl Launcher {
             Route::Own(index) => unsafe { self.few_rows(*index, shape, operands) },
             // SAFETY: `route` asked `takes_wide` for this shape and index; the caller vouches for the operands.
             Route::Wide(index) => unsafe { self.many_rows(*index, shape, operands) },
-            // SAFETY: the inner route was made for the shape without its gate; the caller vouches for the operands.
-            Route::Apart(product) => unsafe { self.apart(product, shape, operands) },
+            // SAFETY: the inner route was made for the product alone; the caller vouches for the operands.
+            Route::Apart(product) if shape.gated => unsafe { self.gate_apart(product, shape, operands) },
+            // SAFETY: as above.
+            Route::Apart(product) => unsafe { self.rotation_apart(product, shape, operands) },
         }
     }
 
@@ -244,31 +256,50 @@ impl Launcher {
         let columns = if shape.gated { shape.n / 2 } else { shape.n };
         let [bias, residual] = [operands.bias, operands.residual].map(|p| Arg::Pointer(p.unwrap_or(0)));
         let out = Arg::Pointer(operands.out);
-        let (head, stride) = (wide.chooses(), Arg::Int(shape.out_stride as i32));
         let [rows, bests] = [operands.sample_rows, self.bests].map(|p| Arg::Pointer(p.unwrap_or(0)));
+        let mut tail = Vec::new();
         let mut args = vec![
             Arg::Map(matrix_map(&self.device, operands.x, [m, k], wide.x_box_rows())?),
             Arg::Map(matrix_map(&self.device, operands.weight, [n, k], wide.box_rows())?),
         ];
-        args.extend(if head { [rows, out, bests] } else { [bias, residual, out] });
+        match wide.result {
+            WideResult::Plain | WideResult::Gated => args.extend([bias, residual, out]),
+            WideResult::Rotated(_) => {
+                let rotation = rotation(operands)?;
+                args.extend([bias, out]);
+                args.extend(places(&rotation));
+                args.extend([rotation.keys, rotation.values].map(Arg::Pointer));
+                tail.extend([rotation.heads, rotation.kv_heads].map(|heads| Arg::Int(heads as i32)));
+            }
+            WideResult::Head => {
+                args.extend([rows, out, bests]);
+                tail.push(Arg::Int(shape.out_stride as i32));
+            }
+        }
         args.extend([m, columns as u64, k].map(|size| Arg::Int(size as i32)));
-        args.extend(head.then_some(stride));
+        args.extend(tail);
         let geometry = wide.geometry(shape.m as u32, columns as u32, self.device.multiprocessors);
         // SAFETY: the kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and
         // `[m, n]` residual, a head the optional parameters of m rows; it writes `[m, columns]`, rows `out_stride` apart, and
-        // a head `head_bests`, for which there is room (`with_bests`). The caller vouches for them; it takes this shape
-        // (`takes_wide`: with `bests` only, if a head).
+        // a head `head_bests`, for which there is room (`with_bests`); a rotated one follows the m positions and slots. The
+        // caller vouches for them; it takes this shape (`takes_wide`: with `bests` only, if a head).
         unsafe { self.kernels.many_rows[index].launch(&geometry, &args) }
     }
 
-    unsafe fn apart(&self, route: &mut Route, shape: &GemmShape, operands: &GemmOperands) -> Result<(), CudaError> {
+    /// The product, then the gate.
+    unsafe fn gate_apart(
+        &self,
+        route: &mut Route,
+        shape: &GemmShape,
+        operands: &GemmOperands,
+    ) -> Result<(), CudaError> {
         let Some(gate_up) = operands.gate_up else {
             return Err(CudaError::Unsupported {
                 op: "Linear",
                 what: "a gate without room for the product".to_owned(),
             });
         };
-        let product = GemmShape { gated: false, ..*shape };
+        let product = shape.alone();
         // SAFETY: passed on from the caller; there is room for the product.
         unsafe { self.launch(route, &product, &GemmOperands { out: gate_up, gate_up: None, ..*operands })? };
         let width = shape.n as u32 / 2;
@@ -276,4 +307,38 @@ impl Launcher {
         // SAFETY: reads the product, `[m, n]`, and writes `[m, n / 2]`, which the caller vouches for.
         unsafe { self.kernels.silu_mul.launch(&kernels::gated_act(shape.m as u32, width), &args) }
     }
+
+    /// The product, then the rotation over it: k and v lie in `out` too meanwhile.
+    unsafe fn rotation_apart(
+        &self,
+        route: &mut Route,
+        shape: &GemmShape,
+        operands: &GemmOperands,
+    ) -> Result<(), CudaError> {
+        let rotation = rotation(operands)?;
+        let Some(rope) = self.kernels.ropes.get(&shape.rotated) else {
+            return Err(CudaError::Unsupported { op: "Linear", what: format!("heads of {} rotated", shape.rotated) });
+        };
+        // SAFETY: passed on from the caller.
+        unsafe { self.launch(route, &shape.alone(), operands)? };
+        let Rotation { keys, values, heads, kv_heads, .. } = rotation;
+        let mut args = vec![Arg::Pointer(operands.out)];
+        args.extend(places(&rotation));
+        args.extend([0, 0, keys, values].map(Arg::Pointer)); // no norms
+        args.extend([shape.m as u32, heads, kv_heads, shape.rotated].map(|size| Arg::Int(size as i32)));
+        args.extend([0.0, 0.0].map(Arg::Float));
+        // SAFETY: reads and writes the product, `[m, n]`, and follows the positions and slots of m rows, which the caller
+        // vouches for.
+        unsafe { rope.launch(&kernels::rope(shape.m as u32, heads, kv_heads), &args) }
+    }
+}
+
+fn rotation(operands: &GemmOperands) -> Result<Rotation, CudaError> {
+    let missing = || CudaError::Unsupported { op: "Linear", what: "rotated heads without a place for them".to_owned() };
+    operands.rotation.ok_or_else(missing)
+}
+
+/// In the order of both kernels that rotate.
+fn places(rotation: &Rotation) -> [Arg; 4] {
+    [rotation.positions, rotation.slots, rotation.cos, rotation.sin].map(Arg::Pointer)
 }

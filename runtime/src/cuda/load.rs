@@ -6,7 +6,7 @@ use super::budget::{Demand, KvBudget, kv_budget};
 use super::clock::Clock;
 use super::device::Device;
 use super::error::MemoryTerm;
-use super::executor::{AttentionScratch, Executor, RopeTable, Surfaces};
+use super::executor::{AttentionScratch, Executor, RopeTable, RowPlaces, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
 use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill, bests};
@@ -143,6 +143,9 @@ struct SurfaceOffsets {
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
     cache_maps: u64,
+    /// Of as many rows as the largest step has.
+    no_positions: u64,
+    no_slots: u64,
     bytes: u64,
 }
 
@@ -175,6 +178,8 @@ impl SurfaceOffsets {
                 })
                 .collect(),
             cache_maps: ranges.take((layers.len() * 2 * TENSOR_MAP_BYTES) as u64),
+            no_positions: ranges.take(sizes.max_num_batched_tokens as u64 * 4),
+            no_slots: ranges.take(sizes.max_num_batched_tokens as u64 * 4),
             bytes: ranges.bytes,
         }
     }
@@ -204,6 +209,7 @@ impl SurfaceOffsets {
             ropes: ropes.collect(),
             cache_maps: (0..layers.len() as u64).map(|layer| self.cache_maps(base, layer)).collect(),
             layers,
+            no_places: RowPlaces { positions: base + self.no_positions, slots: base + self.no_slots },
         }
     }
 }
@@ -325,11 +331,12 @@ pub fn load(
     }
     clock.lap("memory");
     let uploaded = AtomicBool::new(false);
-    let bests = memory.surfaces.pointer() + layout.offsets.bests;
+    let layers = cache_layers(&plan.layers, memory.kv_cache.pointer(), layout.budget.num_blocks);
+    let surfaces = layout.offsets.surfaces(memory.surfaces.pointer(), &layout.sizes, layers);
     let (prepared, ropes) = std::thread::scope(|scope| {
         // SAFETY: weights, arena and surfaces were allocated above for steps of these sizes; none runs yet, so nobody minds
         // what measurements write over activations. The uploads have streams of their own.
-        let prepared = scope.spawn(|| unsafe { prepare(device, &plan, bests, &layout.sizes, options, &uploaded) });
+        let prepared = scope.spawn(|| unsafe { prepare(device, &plan, &surfaces, &layout.sizes, options, &uploaded) });
         let ropes = scope.spawn(|| rope_tables(&program, &plan, &layout.sizes));
         let sent = match origin {
             WeightOrigin::Source(source) => {
@@ -349,9 +356,7 @@ pub fn load(
         memory.surfaces.write(sin_at, &table.sin)?;
     }
     clock.lap("kernels and tables");
-    let Layout { sizes, offsets, budget, .. } = layout;
-    let layers = cache_layers(&plan.layers, memory.kv_cache.pointer(), budget.num_blocks);
-    let surfaces = offsets.surfaces(memory.surfaces.pointer(), &sizes, layers);
+    let Layout { sizes, budget, .. } = layout;
     write_cache_maps(device, &plan, &surfaces, budget.num_blocks, &memory.surfaces)?;
     let executor = Executor { device: device.clone(), plan, kernels, linears, surfaces };
     Ok(LoadedModel {
@@ -367,7 +372,7 @@ pub fn load(
 }
 
 impl ModelMemory {
-    /// Cache and surfaces zeroed, in stream order.
+    /// Cache and surfaces zeroed, all but the slots that are none, in stream order.
     fn new(device: &Arc<Device>, layout: &Layout) -> Result<Self, CudaError> {
         let made = Self {
             weights: DeviceMemory::new(device, layout.weights.bytes, "weights")?,
@@ -377,6 +382,7 @@ impl ModelMemory {
         };
         made.kv_cache.fill(0)?;
         made.surfaces.fill(0)?;
+        made.surfaces.fill_part(layout.offsets.no_slots, layout.sizes.max_num_batched_tokens * 4, 0xff)?;
         Ok(made)
     }
 }

@@ -45,8 +45,17 @@ impl DeviceMemory {
 
     /// Sets every byte, in stream order.
     pub fn fill(&self, byte: u8) -> Result<(), CudaError> {
-        // SAFETY: the range is this allocation; the stream is the device's own.
-        let result = unsafe { sys::cuMemsetD8Async(self.pointer, byte, self.bytes as usize, self.device.stream()) };
+        self.fill_part(0, self.bytes as usize, byte)
+    }
+
+    /// Sets these bytes, in stream order.
+    ///
+    /// # Panics
+    /// When the range does not lie within.
+    pub fn fill_part(&self, offset: u64, bytes: usize, byte: u8) -> Result<(), CudaError> {
+        assert!(offset + bytes as u64 <= self.bytes, "a fill past the end of device memory");
+        // SAFETY: the range lies within this allocation, as just checked; the stream is the device's own.
+        let result = unsafe { sys::cuMemsetD8Async(self.pointer + offset, byte, bytes, self.device.stream()) };
         self.device.check("cuMemsetD8Async", result)
     }
 

@@ -91,7 +91,6 @@ pub struct FusedLinear {
     /// x is that of the norm; out and n are those of the gate.
     pub linear: LinearOp,
     pub norm: Option<InputNorm>,
-    pub rotated: Option<RotatedOutput>,
     /// Index into [`super::kernels::FUSED`].
     pub kernel: usize,
     /// Blocks of a cluster.
@@ -128,6 +127,8 @@ pub struct LinearOp {
     pub out_stride: u32,
     /// Where the product may go in between when `out` is to have silu of its first half, times the second.
     pub gate_up: Option<DevicePointer>,
+    /// Where the heads of `out` go when they are q, k and v to be rotated.
+    pub rotated: Option<RotatedOutput>,
 }
 
 impl LinearOp {
@@ -140,6 +141,10 @@ impl LinearOp {
             residual: self.residual.is_some(),
             f32_out: self.f32_out,
             gated: self.gate_up.is_some(),
+            rotated: match self.rotated {
+                Some(rotated) => rotated.heads.head_dim,
+                None => 0,
+            },
             out_stride: self.out_stride as usize,
         }
     }
@@ -166,7 +171,7 @@ pub struct Plan {
     pub ops: Vec<DeviceOp>,
     /// Of steps whose rows are outputs, in order: one for each of [`without_gathers`].
     pub ungathered: Vec<DeviceOp>,
-    /// Of steps with prefill chunks: a product and the gate after it are one op.
+    /// Of steps with prefill chunks: a product and the gate or the rotation after it are one op.
     pub prefill: Vec<DeviceOp>,
     /// Shorter lists for decode steps, by rising rows.
     pub decode: Vec<DecodeOps>,
@@ -306,6 +311,7 @@ impl Planner<'_> {
             f32_out: false,
             out_stride: n,
             gate_up: None,
+            rotated: None,
         }
     }
 

@@ -4,15 +4,14 @@ use super::arena::StepRows;
 use super::clock::Clock;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::executor::operands;
-use super::fusion::GATED_ROWS;
+use super::executor::Surfaces;
+use super::fusion::{GATED_ROWS, ROTATED_ROWS};
 use super::gemm::{GemmOperands, GemmShape};
 use super::gemm_tuning::{Trial, Tuner};
 use super::kernel_set::{Cubins, KernelSet};
 use super::kernels::sources;
 use super::linear::Linears;
 use super::load::Sizes;
-use super::memory::DevicePointer;
 use super::plan::{DeviceOp, Plan};
 use super::{CudaError, CudaOptions};
 use std::collections::BTreeMap;
@@ -41,12 +40,11 @@ pub struct Prepared {
 /// stream meanwhile.
 ///
 /// # Safety
-/// The addresses in the plan, and `bests` (see [`Linears::with_bests`]), must be device memory for steps as large as `sizes`
-/// says, and no step may run.
+/// The addresses in plan and surfaces must be device memory for steps as large as `sizes` says, and no step may run.
 pub unsafe fn prepare(
     device: &Arc<Device>,
     plan: &Plan,
-    bests: DevicePointer,
+    surfaces: &Surfaces,
     sizes: &Sizes,
     options: &CudaOptions,
     uploaded: &AtomicBool,
@@ -55,13 +53,13 @@ pub unsafe fn prepare(
     let cache = |folder: &str| options.cache_dir.as_ref().map(|d| DiskCache::at(d.join(folder)));
     let kernels = KernelSet::load(device, &Cubins::build(device, &plan.layers, cache("cubin").as_ref())?)?;
     clock.lap("kernels");
-    let mut linears = Linears::new(device, kernels.of_products())?.with_bests(bests);
+    let mut linears = Linears::new(device, kernels.of_products())?.with_bests(surfaces.bests);
     let version = kernels_version(device.compute_capability);
-    let mut tuner = Tuner::new(device, &mut linears, trials(plan, sizes), cache("gemm"), version);
+    let mut tuner = Tuner::new(device, &mut linears, trials(plan, surfaces, sizes), cache("gemm"), version);
     for rows in FIRST_STEPS {
         let rows = StepRows { tokens: rows.tokens.min(sizes.max_num_batched_tokens), ..rows };
         // SAFETY: passed on from the caller.
-        unsafe { run_products(plan, &mut linears, rows)? };
+        unsafe { run_products(plan, surfaces, &mut linears, rows)? };
     }
     device.synchronize()?;
     clock.lap("cuBLASLt");
@@ -79,8 +77,13 @@ pub unsafe fn prepare(
 ///
 /// # Safety
 /// As [`prepare`].
-pub unsafe fn run_products(plan: &Plan, linears: &mut Linears, rows: StepRows) -> Result<(), CudaError> {
-    for (shape, operands) in products(plan, rows) {
+pub unsafe fn run_products(
+    plan: &Plan,
+    surfaces: &Surfaces,
+    linears: &mut Linears,
+    rows: StepRows,
+) -> Result<(), CudaError> {
+    for (shape, operands) in products(plan, surfaces, rows) {
         // SAFETY: passed on from the caller.
         unsafe { linears.run(&shape, &operands[0])? };
     }
@@ -89,20 +92,20 @@ pub unsafe fn run_products(plan: &Plan, linears: &mut Linears, rows: StepRows) -
 
 /// The products of a step of these rows, with the operands of each layer that has one. Without outputs there are none
 /// behind the gathers: buffers there have as many rows as there may be sequences.
-fn products(plan: &Plan, rows: StepRows) -> BTreeMap<GemmShape, Vec<GemmOperands>> {
+fn products(plan: &Plan, surfaces: &Surfaces, rows: StepRows) -> BTreeMap<GemmShape, Vec<GemmOperands>> {
     let mut products: BTreeMap<GemmShape, Vec<GemmOperands>> = BTreeMap::new();
     for op in plan.ops.iter().chain(&plan.prefill) {
         if let DeviceOp::Linear(linear) = op
             && let rows @ 1.. = rows.of(linear.rows)
         {
-            products.entry(linear.shape(rows)).or_default().push(operands(linear));
+            products.entry(linear.shape(rows)).or_default().push(surfaces.trial_operands(linear));
         }
     }
     products
 }
 
 /// Every product at every number of rows that decode steps have, and at some of prefill's; the commonest first.
-fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
+fn trials(plan: &Plan, surfaces: &Surfaces, sizes: &Sizes) -> Vec<Trial> {
     let most = sizes.max_num_batched_tokens;
     let large = LARGE_ROWS.into_iter().filter(|&r| r < most).chain([most]).filter(|&r| r > sizes.max_num_seqs);
     let decodes = sizes.commonest_buckets().into_iter().map(|b| StepRows { tokens: b, sequences: b });
@@ -110,8 +113,9 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
     let rows = decodes.chain(large.map(|r| StepRows { tokens: r, sequences: 0 }));
     let of_rows = |rows: StepRows| {
         // Few chunks have few rows, and few outputs are gated in one layer only: the product, measured, and the gate.
-        let wanted = move |shape: &GemmShape| !shape.gated || rows.sequences == 0 || rows.tokens > GATED_ROWS / 2;
-        products(plan, rows).into_iter().filter(move |(shape, _)| wanted(shape))
+        let gated = rows.sequences == 0 || rows.tokens > GATED_ROWS / 2;
+        let wanted = move |s: &GemmShape| (!s.gated || gated) && (s.rotated == 0 || s.m >= ROTATED_ROWS);
+        products(plan, surfaces, rows).into_iter().filter(move |(shape, _)| wanted(shape))
     };
     rows.flat_map(of_rows)
         .map(|(shape, mut operands)| {
@@ -122,7 +126,7 @@ fn trials(plan: &Plan, sizes: &Sizes) -> Vec<Trial> {
 }
 
 /// Files of the kernels that are measured.
-const PRODUCT_FILES: [&str; 5] = ["gemv", "gated_act", "wide_linear", "wide_head", "split_linear"];
+const PRODUCT_FILES: [&str; 6] = ["gemv", "gated_act", "wide_linear", "wide_rotated", "wide_head", "split_linear"];
 
 /// A number that changes when the kernels that products are measured against do.
 fn kernels_version(compute_capability: (i32, i32)) -> u64 {
@@ -139,19 +143,28 @@ mod tests {
     use super::*;
     use crate::cuda::arena::ArenaPlan;
     use crate::cuda::buckets::decode_buckets;
+    use crate::cuda::executor::RopeTable;
     use crate::cuda::plan::{Bases, plan};
-    use crate::cuda::testing::llama_program;
+    use crate::cuda::testing::{llama_program, llama_program_of};
     use crate::cuda::weights::WeightLayout;
-    use mserve_planner::model::Rows;
+    use mserve_planner::model::{Program, Rows};
 
     const SIZES: StepRows = StepRows { tokens: 1024, sequences: 48 };
 
+    /// Of two layers.
+    fn surfaces() -> Surfaces {
+        Surfaces { ropes: vec![RopeTable::default()], layers: vec![(1 << 42, 1 << 43); 2], ..Surfaces::default() }
+    }
+
     fn fused(layers: usize) -> Plan {
-        let program = llama_program(layers);
-        let weights = WeightLayout::new(&program).unwrap();
+        fused_of(&llama_program(layers))
+    }
+
+    fn fused_of(program: &Program) -> Plan {
+        let weights = WeightLayout::new(program).unwrap();
         let bases = Bases { weights: 1 << 40, arena: 1 << 41 };
-        let mut plan = plan(&program, &weights, &ArenaPlan::new(&program, SIZES), bases).unwrap();
-        plan.fuse(&program, true);
+        let mut plan = plan(program, &weights, &ArenaPlan::new(program, SIZES), bases).unwrap();
+        plan.fuse(program, true);
         plan
     }
 
@@ -164,7 +177,7 @@ mod tests {
             vocab_size: 512,
             decode_buckets: decode_buckets(SIZES.sequences),
         };
-        let trials = trials(plan, &sizes);
+        let trials = trials(plan, &surfaces(), &sizes);
         let of_many = trials.iter().filter(|t| t.shape.m > SIZES.sequences).flat_map(|t| &t.operands);
         let last = plan.ops.iter().filter_map(|op| match op {
             DeviceOp::Linear(l) if l.rows == Rows::Sequences => Some(l.weight),
@@ -187,6 +200,15 @@ mod tests {
         // Prompts pass all layers but the last whole; of that, only what makes keys and values.
         assert_eq!([512, 1024].map(|m| of_rows(&two, m)), [5, 5]);
         assert_eq!([512, 1024].map(|m| of_rows(&one, m)), [1, 1]);
+    }
+
+    #[test]
+    fn rotations_are_measured_where_one_kernel_may_do_them() {
+        let shapes = shapes(&fused_of(&llama_program_of(2, 64)));
+        let rotated: Vec<usize> = shapes.iter().filter(|s| s.rotated == 64).map(|s| s.m).collect();
+        assert_eq!(rotated, [512, 1024]);
+        let at = |rotated| shapes.iter().position(|s| s.m == 512 && s.n == 512 && s.rotated == rotated);
+        assert!(at(0) < at(64), "what the two are beside one another is known first");
     }
 
     #[test]

@@ -121,7 +121,9 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
             let rows = rows_of(l.rows);
             let out = if l.f32_out { 2 * l.n } else { l.n };
             let bytes = f64::from(l.n) * f64::from(l.k) * 2.0 + bytes_of(rows, out, 1.0) + bytes_of(rows, l.k, 1.0);
-            (format!("linear {}x{}{}", l.n, l.k, if l.gate_up.is_some() { " gated" } else { "" }), bytes)
+            let after = if l.gate_up.is_some() { " gated" } else { "" };
+            let after = if l.rotated.is_some() { " rotated" } else { after };
+            (format!("linear {}x{}{after}", l.n, l.k), bytes)
         }
         DeviceOp::Fused(f) => {
             let (l, n) = (&f.linear, f.linear.n);

@@ -5,11 +5,16 @@ use mserve_planner::model::*;
 
 /// A Llama of small sizes: hidden 64, 4 heads of 16 on 2 KV heads, vocabulary 512.
 pub fn llama_spec(layers: usize) -> ModelSpec {
-    let rope = RopeSpec { theta: 10_000.0, rotary_dim: 16, scaling: RopeScaling::None };
+    llama_spec_of(layers, 16)
+}
+
+/// The same with heads of `head_dim`.
+fn llama_spec_of(layers: usize, head_dim: u64) -> ModelSpec {
+    let rope = RopeSpec { theta: 10_000.0, rotary_dim: head_dim, scaling: RopeScaling::None };
     let attention = AttentionSpec {
         num_heads: 4,
         num_kv_heads: 2,
-        head_dim: 16,
+        head_dim,
         scale: 0.25,
         mask: Mask::Causal,
         softcap: None,
@@ -17,7 +22,7 @@ pub fn llama_spec(layers: usize) -> ModelSpec {
 
         qkv_bias: false,
         output_bias: false,
-        ..AttentionSpec::grouped(4, 2, 16)
+        ..AttentionSpec::grouped(4, 2, head_dim)
     };
     let mlp = MlpSpec { intermediate_size: 160, activation: Activation::Silu, gated: true, bias: false };
     ModelSpec {
@@ -41,4 +46,8 @@ pub fn llama_spec(layers: usize) -> ModelSpec {
 
 pub fn llama_program(layers: usize) -> Program {
     families::program(&llama_spec(layers))
+}
+
+pub fn llama_program_of(layers: usize, head_dim: u64) -> Program {
+    families::program(&llama_spec_of(layers, head_dim))
 }

@@ -31,7 +31,7 @@ impl CudaBackend {
             return Ok(false);
         }
         // SAFETY: the operands are weights and arena of this model, made for rows up to those tried; no step is under way,
-        // so what is written over activations is read by none.
+        // so what is written over activations is read by none. Trials have no places in the cache: it stays as it is.
         if let Some(rows) = unsafe { tuner.step(&device, &mut executor.linears)? } {
             // Its graph computes the shape in the old way.
             self.graphs.remove(&rows);
@@ -47,7 +47,7 @@ impl CudaBackend {
         let executor = &mut self.model.executor;
         let device = executor.device.clone();
         // SAFETY: the memory of the model was allocated for the largest step, which no bucket exceeds.
-        unsafe { run_products(&executor.plan, &mut executor.linears, rows)? };
+        unsafe { run_products(&executor.plan, &executor.surfaces, &mut executor.linears, rows)? };
         let graph = Graph::capture(&device, || {
             // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with metadata
             // of this shape on the device.

@@ -21,7 +21,7 @@ pub use geometry::{
     sample_parts, sample_scan, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
-pub use wide::{WIDE, Wide, WideResult, head_bests, head_parts};
+pub use wide::{WIDE, WIDE_ROWS_MIN, Wide, WideResult, head_bests, head_parts};
 
 use super::compile::KernelSource;
 
@@ -73,7 +73,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 17] = [
+pub const FILES: [KernelFile; 18] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -127,6 +127,11 @@ pub const FILES: [KernelFile; 17] = [
         Variants::Hopper,
         ["wide_gated_n256", "wide_gated_n224", "wide_gated_n160", "wide_plain_n256", "wide_plain_n192"]
     ),
+    file!(
+        "wide_rotated",
+        Variants::Hopper,
+        ["wide_rotated_n256_d64", "wide_rotated_n192_d64", "wide_rotated_n256_d128"]
+    ),
     file!("wide_head", Variants::Hopper, ["wide_head_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
@@ -157,7 +162,7 @@ impl KernelFile {
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
         let shared: &[&str] = match self.name {
-            "wide_linear" => &[WGMMA, WIDE_PRODUCT],
+            "wide_linear" | "wide_rotated" => &[WGMMA, WIDE_PRODUCT],
             "wide_head" => &[WGMMA, LOGITS, WIDE_PRODUCT],
             _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => &[WGMMA],
             "fused_linear" | "tile_linear" => &[LINEAR],
@@ -211,7 +216,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "SPLIT("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "ROTATED(", "SPLIT("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;
@@ -227,7 +232,7 @@ mod tests {
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
         assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() - 1);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() - 2);
         assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);

@@ -1,5 +1,5 @@
-//! The products of `wide_linear.cu`, `wide_head.cu` and `split_linear.cu`: which there are, what each takes and how one is
-//! launched.
+//! The products of `wide_linear.cu`, `wide_rotated.cu`, `wide_head.cu` and `split_linear.cu`: which there are, what each
+//! takes and how one is launched.
 
 use super::Geometry;
 
@@ -22,6 +22,8 @@ pub enum WideResult {
     Plain,
     /// y = silu of the first half of the product, times the second.
     Gated,
+    /// q rotated, k rotated and v to the cache, of packed heads of so many elements.
+    Rotated(u32),
     /// Logits where somebody reads them, and the likeliest token of each part of each row.
     Head,
 }
@@ -38,7 +40,7 @@ enum Division {
 /// Elements of k that a block takes at a time: a row of 128 bytes.
 const DEPTH: u32 = 64;
 /// Of `wide.cuh`. Below this many rows blocks compute more of nothing than other kernels take.
-const ROWS_MIN: usize = 192;
+pub const WIDE_ROWS_MIN: usize = 192;
 const CLUSTER: u32 = 2;
 const STAGES: u32 = 4;
 const THREADS: u32 = 384;
@@ -60,13 +62,16 @@ const fn split(entry: &'static str, result: WideResult, blocks: u32) -> Wide {
 }
 
 /// Every entry, to be measured once per shape beside cuBLASLt's algorithms.
-pub const WIDE: [Wide; 9] = [
+pub const WIDE: [Wide; 12] = [
     wide("wide_gated_n256", WideResult::Gated, 256),
     wide("wide_gated_n224", WideResult::Gated, 224),
     wide("wide_gated_n160", WideResult::Gated, 160),
     wide("wide_plain_n256", WideResult::Plain, 256),
     wide("wide_plain_n192", WideResult::Plain, 192),
     wide("wide_head_n256", WideResult::Head, HEAD_COLUMNS),
+    wide("wide_rotated_n256_d64", WideResult::Rotated(64), 256),
+    wide("wide_rotated_n192_d64", WideResult::Rotated(64), 192),
+    wide("wide_rotated_n256_d128", WideResult::Rotated(128), 256),
     split("split_gated", WideResult::Gated, 1),
     split("split_plain_s4", WideResult::Plain, 4),
     split("split_plain_s8", WideResult::Plain, 8),
@@ -82,7 +87,7 @@ pub const fn head_parts(vocab: u32) -> u32 {
 
 /// Tokens that `wide_head.cu` keeps of a step of `rows` at most.
 pub const fn head_bests(rows: usize, vocab: u32) -> usize {
-    if rows < ROWS_MIN { 0 } else { rows * head_parts(vocab) as usize }
+    if rows < WIDE_ROWS_MIN { 0 } else { rows * head_parts(vocab) as usize }
 }
 
 impl Wide {
@@ -92,12 +97,13 @@ impl Wide {
             WideResult::Plain => 8,
             WideResult::Gated => 16,
             WideResult::Head => 1,
+            WideResult::Rotated(head_dim) => head_dim as usize,
         };
         if rows == 0 || n == 0 || !n.is_multiple_of(whole) || k == 0 || !k.is_multiple_of(8) {
             return false;
         }
         if matches!(self.division, Division::Persistent) {
-            return rows >= ROWS_MIN;
+            return rows >= WIDE_ROWS_MIN;
         }
         let blocks = self.blocks(rows as u32, if self.gated() { n / 2 } else { n } as u32);
         blocks >= BLOCKS_LEAST && blocks <= BLOCKS_MOST && k >= (DEPTH * self.split()) as usize
@@ -112,11 +118,17 @@ impl Wide {
         matches!(self.result, WideResult::Head)
     }
 
+    /// Whether it rotates heads of so many elements and keeps keys and values.
+    pub fn rotates(&self, head_dim: u32) -> bool {
+        self.result == WideResult::Rotated(head_dim)
+    }
+
     /// The `.cu` file.
     pub const fn file(&self) -> &'static str {
         match (self.division, self.result) {
             (Division::Split(_), _) => "split_linear",
             (_, WideResult::Head) => "wide_head",
+            (_, WideResult::Rotated(_)) => "wide_rotated",
             _ => "wide_linear",
         }
     }
@@ -193,11 +205,15 @@ mod tests {
             let result = format!("{:?}", entry.result);
             let line = match (entry.division, entry.result) {
                 (_, WideResult::Head) => format!("multiply<{result}, {columns}>"),
+                (_, WideResult::Rotated(head_dim)) => format!("ROTATED({name}, {head_dim}, {columns})"),
                 (Division::Persistent, _) => format!("WIDE({name}, {result}, {columns})"),
                 _ => format!("SPLIT({name}, {}, {})", result.to_uppercase(), entry.split()),
             };
             assert!(text(entry.file()).contains(&line), "{line}");
             assert!(entry.cluster() <= 8, "{name}");
+            if let WideResult::Rotated(head_dim) = entry.result {
+                assert!(columns.is_multiple_of(head_dim), "{name}: tiles are whole heads");
+            }
         }
         let wide =
             [("BLOCK_ROWS", 128), ("DEPTH", DEPTH), ("CLUSTER", CLUSTER), ("STAGES", STAGES), ("THREADS", THREADS)];
@@ -208,7 +224,9 @@ mod tests {
             ("COLUMNS", SPLIT_COLUMNS),
             ("ROOM", ROOM),
         ];
-        for (file, sizes) in [("wide_linear", wide), ("wide_head", wide), ("split_linear", split)] {
+        for (file, sizes) in
+            [("wide_linear", wide), ("wide_rotated", wide), ("wide_head", wide), ("split_linear", split)]
+        {
             let text = text(file);
             let defined = |name: &str| text.lines().find_map(|l| l.strip_prefix(&format!("#define {name} ")));
             for (name, value) in sizes {
@@ -220,11 +238,22 @@ mod tests {
 
     #[test]
     fn shapes_that_the_copy_engine_cannot_take_are_left_to_others() {
-        let [gated, _, plain, _, head, ..] = WIDE;
+        let [gated, _, _, plain, _, head, ..] = WIDE;
         assert!(gated.takes(520, 28_672, 4096) && plain.takes(8183, 1152, 896));
         assert!(!gated.takes(520, 24, 4096) && plain.takes(520, 24, 4096));
         assert!(!plain.takes(520, 24, 4092) && !plain.takes(191, 24, 4096));
         assert!(head.takes(256, 32_003, 896) && !head.takes(191, 32_003, 896) && !head.takes(256, 32_003, 892));
+    }
+
+    #[test]
+    fn heads_rotate_where_a_tile_holds_whole_ones() {
+        let taking = |head_dim, n| -> Vec<&str> {
+            let takes = |w: &&Wide| w.rotates(head_dim) && w.takes(520, n, 896);
+            WIDE.iter().filter(takes).map(|w| w.entry).collect()
+        };
+        assert_eq!(taking(64, 1152), ["wide_rotated_n256_d64", "wide_rotated_n192_d64"]);
+        assert_eq!(taking(128, 6144), ["wide_rotated_n256_d128"]);
+        assert!(taking(128, 6144 + 64).is_empty() && taking(80, 960).is_empty());
     }
 
     #[test]
