@@ -199,6 +199,9 @@ inline void test_wide_linear() {
       CASE(wide_rotated_n256_d64, 64, 256, 130, 5, 2, 136, false),
       CASE(wide_rotated_n192_d64, 64, 192, 270, 4, 2, 64, true),
       CASE(wide_rotated_n192_d64, 64, 192, 257, 1, 1, 200, false),
+      CASE(wide_rotated_n128_d64, 64, 128, 300, 3, 1, 136, true),
+      CASE(wide_rotated_n64_d64, 64, 64, 300, 2, 1, 200, true),
+      CASE(wide_rotated_n128_d128, 128, 128, 193, 2, 1, 328, true),
       CASE(wide_rotated_n256_d128, 128, 256, 270, 3, 1, 72, true),
       CASE(wide_rotated_n256_d128, 128, 256, 65, 2, 2, 136, false),
   };

@@ -1,8 +1,8 @@
 // q, k and v of many rows, on Hopper: y = x W^T (+ bias), of which q goes to y rotated, k rotated and v as it is to the
 // paged cache.
 //
-//   wide_rotated_n256_d64, _n192_d64   heads of 64
-//   wide_rotated_n256_d128             heads of 128
+//   wide_rotated_n256_d64, _n192_d64, _n128_d64, _n64_d64   heads of 64
+//   wide_rotated_n256_d128, _n128_d128                      heads of 128
 //
 // x, w, maps and grid as in wide.cuh; n = (heads + 2 kv_heads) HEAD_DIM, columns packed [q heads | k heads | v heads]; bias
 // [n] or null. y [rows, n]: the columns of q; those of k and v stay as they were. positions, slots [rows] i32, cosines and
@@ -11,7 +11,8 @@
 // are rotated, as where product and rotation are two launches.
 //
 // A tile is whole heads, and a thread has both elements of a pair: HEAD_DIM / 16 accumulators apart. The rows' positions,
-// slots and bias are loaded before a tile's products, cosines and sines beside the last of them.
+// slots and bias are loaded before a tile's products, cosines and sines beside the last of them. Narrow tiles are for steps
+// of few hundred rows, of which wide ones are too few for the card.
 // Expected: as wide_linear.cu; saved is reading and writing all of q, k and v: 38 MB at 8,192 rows of 1,152 columns.
 
 template <int HEAD_DIM, int COLUMNS> struct Rotated {
@@ -137,5 +138,8 @@ template <int HEAD_DIM, int COLUMNS> struct Rotated {
   }
 ROTATED(wide_rotated_n256_d64, 64, 256)
 ROTATED(wide_rotated_n192_d64, 64, 192)
+ROTATED(wide_rotated_n128_d64, 64, 128)
+ROTATED(wide_rotated_n64_d64, 64, 64)
 ROTATED(wide_rotated_n256_d128, 128, 256)
+ROTATED(wide_rotated_n128_d128, 128, 128)
 #undef ROTATED
