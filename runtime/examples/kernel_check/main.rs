@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 mod card;
+mod chain;
 mod check;
 mod check_attention;
 mod check_edges;
@@ -61,13 +62,14 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 15] {
+fn sections() -> [(&'static str, Section); 17] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
         ("check products", check::products),
         ("check fused", check_fused::all),
         ("check wide", wide::check),
+        ("check chain", chain::check),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
@@ -76,6 +78,7 @@ fn sections() -> [(&'static str, Section); 15] {
         ("time products", time_products::all),
         ("time fused", time_fused::all),
         ("time wide", wide::time),
+        ("time chain", chain::time),
         ("time rows", time::rows),
         ("time sample", time::sample),
     ]

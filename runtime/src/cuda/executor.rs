@@ -1,5 +1,7 @@
 //! Walks the plan and launches: the one path of every step, replayed or not.
 
+mod chained;
+
 use super::CudaError;
 use super::device::Device;
 use super::gemm::GemmOperands;
@@ -32,6 +34,7 @@ pub struct Surfaces {
     pub vocab_size: u32,
     /// Scratch of the choice of tokens, `max(max_num_seqs, SCAN_BLOCKS)` u64.
     pub bests: DevicePointer,
+    pub chain: ChainSurfaces,
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
@@ -43,6 +46,14 @@ pub struct Surfaces {
     pub cache_maps: Vec<(DevicePointer, DevicePointer)>,
     /// Keys and values of each layer.
     pub layers: Vec<(DevicePointer, DevicePointer)>,
+}
+
+/// Scratch of `chain_linear.cu`, and the count of its blocks, which begins at zero.
+#[derive(Debug, Clone, Copy)]
+pub struct ChainSurfaces {
+    pub normed: DevicePointer,
+    pub squares: DevicePointer,
+    pub count: DevicePointer,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +171,7 @@ impl Executor {
             match op {
                 DeviceOp::Linear(linear) => self.linear(linear, step),
                 DeviceOp::Fused(fused) => self.fused(fused, step),
+                DeviceOp::Chain(chain) => self.chain(chain, step),
                 DeviceOp::Embed { table, out, width, vocab, scale } => {
                     let args = [
                         Arg::Pointer(step.token_ids),

@@ -1,9 +1,11 @@
 //! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
-//! instead of three. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
+//! instead of three; or all products between two attentions. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
 
-use super::kernels::{After, FusedShape, fused_for};
+use super::kernels::{After, ChainSizes, FusedShape, chain_for, fused_for};
 use super::memory::DevicePointer;
-use super::plan::{DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, Plan, RotatedOutput};
+use super::plan::{
+    ChainOp, DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, NextQkv, Plan, RotatedOutput,
+};
 use mserve_planner::model::{BufferId, Op, Program};
 
 /// The ops of decode steps of up to so many rows, one token a sequence.
@@ -20,15 +22,23 @@ const ROW_CLASSES: [usize; 6] = [1, 8, 16, 32, 64, usize::MAX];
 pub const GATED_ROWS: usize = 32;
 
 impl Plan {
-    /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
-    pub fn fuse(&mut self, program: &Program, clusters: bool) {
+    /// Makes the lists of decode steps. `program` is the one that this plan is of.
+    pub fn fuse(&mut self, program: &Program, abilities: Abilities) {
         let list = |&rows_max: &usize| DecodeOps {
             rows_max,
-            ops: Fusion { program, ops: &self.ops, rows: rows_max, clusters }.run(),
+            ops: Fusion { program, ops: &self.ops, rows: rows_max, abilities }.run(),
         };
         self.decode = ROW_CLASSES.iter().map(list).collect();
-        self.prefill = Fusion { program, ops: &self.ops, rows: usize::MAX, clusters }.gates();
+        self.prefill = Fusion { program, ops: &self.ops, rows: usize::MAX, abilities }.gates();
     }
+}
+
+/// What a card can do beyond the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Abilities {
+    pub clusters: bool,
+    /// All blocks of a launch run at a time, and `chain_linear.cu` is there.
+    pub chains: bool,
 }
 
 struct Fusion<'a> {
@@ -36,7 +46,7 @@ struct Fusion<'a> {
     /// One for each of the program's.
     ops: &'a [DeviceOp],
     rows: usize,
-    clusters: bool,
+    abilities: Abilities,
 }
 
 /// Ops that one launch replaces, and the launch.
@@ -59,7 +69,7 @@ impl Fusion<'_> {
                 continue;
             }
             let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS).map(|op| (2, op));
-            let (count, mut op) = self.replacement(at).or_else(gated).unwrap_or((1, self.ops[at]));
+            let (count, mut op) = self.chain(at).or_else(|| self.replacement(at)).or_else(gated).unwrap_or((1, self.ops[at]));
             if let Some(from) = gathered.take() {
                 match &mut op {
                     DeviceOp::Norm { x, .. } => *x = from,
@@ -100,6 +110,70 @@ impl Fusion<'_> {
         }))
     }
 
+    /// What lies between the attention before `at` and the next.
+    fn chain(&self, at: usize) -> Option<Replacement> {
+        let &[
+            DeviceOp::Linear(o),
+            DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. },
+            DeviceOp::Linear(gate_up),
+            DeviceOp::GatedAct { activation: GatedActivation::Silu, .. },
+            DeviceOp::Linear(down),
+        ] = self.ops.get(at..at + 5)?
+        else {
+            return None;
+        };
+        let adds = |linear: &LinearOp| linear.residual == Some(o.out) && linear.out == o.out && linear.bias.is_none();
+        let alone = (1..=3).all(|i| self.output_of(at + i).is_some_and(|out| self.read_only_by(out, &[at + i + 1])));
+        let DeviceOp::Linear(LinearOp { out: inner, .. }) = self.gated(at + 2)? else { return None };
+        let next = self.next_qkv(at + 5, gate_up.k);
+        let sizes = ChainSizes { hidden: o.n, attention: o.k, inner: down.k };
+        let head_dim = next.map_or(0, |n| n.rotated.heads.head_dim);
+        let fits = chain_for(u32::try_from(self.rows).ok()?, &sizes, head_dim);
+        if !self.abilities.chains || !adds(&o) || !adds(&down) || !alone || !fits {
+            return None;
+        }
+        let (mlp_norm, count) = (InputNorm { weight, eps }, if next.is_some() { 8 } else { 5 });
+        let chain = ChainOp {
+            x: o.x,
+            h: o.out,
+            inner,
+            sizes,
+            o: o.weight,
+            gate_up: gate_up.weight,
+            down: down.weight,
+            mlp_norm,
+            next,
+        };
+        Some((count, DeviceOp::Chain(chain)))
+    }
+
+    /// Norm, product and rotation in front of an attention.
+    fn next_qkv(&self, at: usize, hidden: u32) -> Option<NextQkv> {
+        let &[
+            DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. },
+            DeviceOp::Linear(qkv),
+            DeviceOp::RopeKvWrite { heads, rope: Some(rope), q_norm: None, k_norm: None, layer, whole: true, .. },
+        ] = self.ops.get(at..at + 3)?
+        else {
+            return None;
+        };
+        let alone = self.read_only_by(self.output_of(at)?, &[at + 1])
+            && self.read_only_by(self.output_of(at + 1)?, &[at + 2, at + 3]);
+        let bare = qkv.residual.is_none() && qkv.out_stride == qkv.n && qkv.k == hidden;
+        let rotated = RotatedOutput { heads, rope, layer };
+        let norm = InputNorm { weight, eps };
+        let next = NextQkv { norm, weight: qkv.weight, bias: qkv.bias, out: qkv.out, n: qkv.n, rotated };
+        (alone && bare).then_some(next)
+    }
+
+    /// The buffer that an op of a chain writes.
+    fn output_of(&self, at: usize) -> Option<BufferId> {
+        match self.program.ops.get(at)? {
+            Op::Norm { out, .. } | Op::Linear { out, .. } | Op::GatedAct { out, .. } => Some(*out),
+            _ => None,
+        }
+    }
+
     fn replacement(&self, at: usize) -> Option<Replacement> {
         if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset: 0.0, .. }) =
             (&self.program.ops[at], &self.ops[at])
@@ -125,7 +199,7 @@ impl Fusion<'_> {
             let head_dim = rotated.map_or(0, |r| r.heads.head_dim);
             let (n, k, rows) = (linear.n, linear.k, u32::try_from(self.rows).ok()?);
             let shape = FusedShape { after, rows, n, k, norm: norm.is_some(), head_dim };
-            let (kernel, clusters) = fused_for(&shape, self.clusters)?;
+            let (kernel, clusters) = fused_for(&shape, self.abilities.clusters)?;
             Some(DeviceOp::Fused(FusedLinear { linear, norm, rotated, kernel, clusters }))
         };
         let out = match &self.program.ops[at] {
@@ -190,7 +264,7 @@ mod tests {
         let weights = WeightLayout::new(&program).unwrap();
         let arena = ArenaPlan::new(&program, StepRows { tokens: 32, sequences: 4 });
         let mut plan = plan(&program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
-        plan.fuse(&program, true);
+        plan.fuse(&program, Abilities { clusters: true, chains: false });
         plan
     }
 

@@ -3,9 +3,9 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, Decode, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
+use super::kernels::{self, ChainSizes, Decode, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
 use super::linear::ProductKernels;
-use super::module::{Kernel, Module};
+use super::module::{Arg, Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,7 +29,30 @@ pub struct KernelSet {
     pub wide: Vec<Kernel>,
     /// Products with what surrounds them, in the order of [`kernels::FUSED`].
     pub fused: Vec<Kernel>,
+    /// All products between two attentions; `None` but on Hopper.
+    pub chain: Option<ChainKernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
+}
+
+#[derive(Debug)]
+pub struct ChainKernel {
+    kernel: Kernel,
+    /// Clusters that the card holds at a time.
+    resident: u32,
+}
+
+impl ChainKernel {
+    pub fn new(kernel: Kernel) -> Result<Self, CudaError> {
+        let resident = kernel.clusters_resident(&kernels::chain_block())?;
+        Ok(Self { kernel, resident })
+    }
+
+    /// # Safety
+    /// As [`Kernel::launch`].
+    pub unsafe fn launch(&self, sizes: &ChainSizes, args: &[Arg]) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.kernel.launch(&sizes.geometry(self.resident), args) }
+    }
 }
 
 #[derive(Debug)]
@@ -154,6 +177,15 @@ impl KernelSet {
                     if f.reads_through_l1() { kernel.beside_l1() } else { Ok(kernel) }
                 })
                 .collect::<Result<_, _>>()?,
+            chain: match modules.contains_key(&("chain_linear", None)) {
+                true => Some(ChainKernel::new(get(
+                    "chain_linear",
+                    None,
+                    "chain_linear",
+                    kernels::chain_block().shared_bytes,
+                )?)?),
+                false => None,
+            },
             by_head_dim,
         })
     }

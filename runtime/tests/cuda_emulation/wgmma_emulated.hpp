@@ -5,6 +5,7 @@
 
 struct tile_t { smem_t at; u32 groups, panels; };
 inline tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) { return {at, groups, panels}; }
+inline tile_t base_tile(smem_t at, u32 groups, u32 panels) { return {at, groups, panels}; }
 inline tile_t moved_tile(tile_t tile, u32 bytes) { return {tile.at + bytes, tile.groups, tile.panels}; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
@@ -32,6 +33,7 @@ inline void publish_barriers() {}
 // The same place in block `rank` of the cluster.
 inline smem_t in_block(smem_t at, int rank) { return at + (rank - cluster_rank()) * emu::shared_of_block; }
 inline void barrier_arrive_in(smem_t at, int rank) { barrier_arrive(in_block(at, rank)); }
+inline void barrier_arrive_in_cluster(smem_t at, int rank) { barrier_arrive_in(at, rank); }
 struct TensorMap { const bf16* base; int width, rows = 1 << 30, box_rows = 16; };
 inline void acquire_map(const TensorMap*) {}
 inline void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
@@ -76,6 +78,17 @@ inline void barrier_arrive_after_copies(smem_t at) {
 inline void barrier_wait(smem_t at, u32 parity) {
   while ((shared_barrier(at).phases & 1) == parity) emu::yield();
 }
+inline void barrier_wait_in_cluster(smem_t at, u32 parity) { barrier_wait(at, parity); }
+inline void count_up(u64* count) { ++*count; }
+inline u64 count_now(const u64* count) { return *count; }
+inline void wait_for_count(const u64* count, u64 until, smem_t barrier) {
+  while (*count < until) emu::yield();
+  barrier_arrive(barrier);
+}
+inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
+inline float4 load_fresh16(const float* p) { return load_as<float4>(p); }
+inline u32 load_fresh4(const void* p) { return load_as<u32>(p); }
+inline u32x2 load_fresh8(const void* p) { return load_as<u32x2>(p); }
 inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[cluster_rank()][id], threads); }
 template <int N> inline void fewer_registers() {}
 template <int N> inline void more_registers() {}

@@ -7,6 +7,7 @@
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
+mod chain;
 mod decode;
 mod fused;
 mod geometry;
@@ -14,6 +15,7 @@ mod sample_row;
 mod wide;
 
 pub use super::module::Geometry;
+pub use chain::{CHAIN_BOX_ROWS, CHAIN_ROWS, ChainSizes, chain_block, chain_for};
 pub use decode::{Decode, DecodeLaunch, Shares};
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
@@ -72,7 +74,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 16] = [
+pub const FILES: [KernelFile; 17] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -127,6 +129,7 @@ pub const FILES: [KernelFile; 16] = [
         ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
     ),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
+    file!("chain_linear", Variants::Hopper, ["chain_linear"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
     file!("sample", Variants::Once, ["sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
@@ -155,6 +158,7 @@ impl KernelFile {
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
         let shared = match self.name {
+            "chain_linear" => &format!("{WGMMA}\n{LINEAR}"),
             _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => WGMMA,
             "fused_linear" | "tile_linear" => LINEAR,
             "sample" | "sample_scan" => LOGITS,

@@ -8,6 +8,13 @@ typedef u64 tile_t;  // descriptor of a tile in shared memory
 DEVICE tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(panels >> 4) << 16 | (u64)(groups >> 4) << 32 | 1ull << 62;
 }
+// The same, of which the compiler knows nothing: what is added to it is then added in the registers that products read, not
+// worked out anew for each product, which waits for the one before.
+DEVICE tile_t base_tile(smem_t at, u32 groups, u32 panels) {
+  tile_t tile = swizzled_tile(at, groups, panels);
+  asm volatile("" : "+l"(tile));
+  return tile;
+}
 // The tile `bytes` further on.
 DEVICE tile_t moved_tile(tile_t tile, u32 bytes) { return tile + (bytes >> 4); }
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -37,6 +44,11 @@ DEVICE void barrier_arrive_expect(smem_t at, u32 bytes) {
 DEVICE void barrier_arrive_in(smem_t at, int rank) {
   asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n"
                ::"r"(at), "r"(rank) : "memory");
+}
+// The same, where what this thread wrote into the cluster's memory is seen by who waits in the same manner.
+DEVICE void barrier_arrive_in_cluster(smem_t at, int rank) {
+  asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(at), "r"(rank) : "memory");
 }
 // Makes the initialised barriers known to the other blocks of the cluster and to the copy engine; a cluster barrier follows.
 DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
@@ -76,6 +88,51 @@ DEVICE void barrier_wait(smem_t at, u32 parity) {
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   }
 }
+DEVICE void barrier_wait_in_cluster(smem_t at, u32 parity) {
+  u32 done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done) : "r"(at), "r"(parity) : "memory");
+}
+
+// Blocks of a whole grid wait for one another by a count in global memory. The threads of a block meet, then one counts up.
+DEVICE void count_up(u64* count) { asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory"); }
+DEVICE u64 count_now(const u64* count) {
+  u64 n;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(count) : "memory");
+  return n;
+}
+// Until the count is `until`: what was written before is then there for this thread's copies, and, through the barrier of
+// this block at which it arrives, for who waits there.
+DEVICE void wait_for_count(const u64* count, u64 until, smem_t barrier) {
+#ifdef SPIN_LIMIT
+  for (u32 spins = 0; count_now(count) < until; spins++)
+    if (spins == SPIN_LIMIT) asm volatile("trap;");
+#else
+  while (count_now(count) < until) {}
+#endif
+  asm volatile("fence.acq_rel.gpu;\nfence.proxy.async.global;" ::: "memory");
+  barrier_arrive(barrier);
+}
+// The 128 bytes at p to L2.
+DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); }
+// What other blocks of the same launch wrote: past L1, which may hold what was there before.
+DEVICE float4 load_fresh16(const float* p) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+  return v;
+}
+DEVICE u32 load_fresh4(const void* p) {
+  u32 v;
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+DEVICE u32x2 load_fresh8(const void* p) {
+  u32x2 v;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p) : "memory");
+  return v;
+}
 // Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads.
 DEVICE void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // Registers a thread, for all warps of a warpgroup: what some give back, others take.
@@ -89,6 +146,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 #define TILES_8(t) TILES_4(t), TILES_4(t + 4)
 #define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_1A "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define NAMES_3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define NAMES_3A "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
@@ -102,7 +160,10 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
                  ", p, 1, 1, 0, 0;\n}\n"                                                                                   \
                  : __VA_ARGS__ : "l"(a), "l"(b), "r"(add));                                                               \
   }
+WGMMA_SHARED(8, "%0, %1, %2, %3", "%4", "%5", "%6", TILE_OF(0))
+WGMMA_SHARED(16, "%0, %1, %2, %3, %4, %5, %6, %7", "%8", "%9", "%10", TILES_2(0))
 WGMMA_SHARED(64, NAMES_0, "%32", "%33", "%34", TILES_8(0))
+WGMMA_SHARED(96, NAMES_0 ", " NAMES_1A, "%48", "%49", "%50", TILES_8(0), TILES_4(8))
 WGMMA_SHARED(128, NAMES_0 ", " NAMES_1, "%64", "%65", "%66", TILES_8(0), TILES_8(8))
 WGMMA_SHARED(192, NAMES_0 ", " NAMES_1 ", " NAMES_2, "%96", "%97", "%98", TILES_8(0), TILES_8(8), TILES_8(16))
 WGMMA_SHARED(224, NAMES_0 ", " NAMES_1 ", " NAMES_2 ", " NAMES_3A, "%112", "%113", "%114", TILES_8(0), TILES_8(8), TILES_8(16),
