@@ -2,7 +2,6 @@
 
 use crate::gpus;
 use crate::memory::{CacheKind, Source, TermKind};
-use crate::model::families;
 use crate::perf::{Basis, OpTime, StepTime};
 use crate::plan::{Plan, PlanOption, PlanRequest, Timed};
 use crate::units::{format_bytes, format_bytes_per_token, format_count};
@@ -27,7 +26,7 @@ pub fn explain(request: &PlanRequest<'_>, plan: &Plan) -> Vec<Explained> {
     let Some(best) = plan.options.first() else { return Vec::new() };
     let mut rows = memory(plan, best);
     rows.extend(cache(plan, best));
-    let program = families::program(request.spec);
+    let program = request.demand.engine.program(request.spec);
     if let Some(timed) = Timed::new(request, &program, best.tensor_parallel_size) {
         rows.extend(speed(best, &timed));
     }

@@ -7,9 +7,11 @@ mod dtype;
 pub mod families;
 mod ffn;
 mod mixer;
+mod operands;
 mod program;
 mod quantization;
 mod spec;
+mod tail;
 pub mod work;
 
 pub use builder::Builder;

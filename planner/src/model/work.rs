@@ -151,9 +151,10 @@ impl Costs<'_> {
             Op::Norm { x, out, .. } => vec![self.elementwise(&[*x, *out])],
             Op::GatedAct { gate_up: x, out, .. }
             | Op::Act { x, out, .. }
-            | Op::GatherLast { x, out }
             | Op::Pool { x, out, .. }
             | Op::L2Normalize { x, out } => vec![self.elementwise(&[*x, *out])],
+            // Reads what it writes.
+            Op::GatherLast { out, .. } => vec![self.elementwise(&[*out, *out])],
             Op::QkNormRopeKvWrite { qkv, .. } => vec![self.elementwise(&[*qkv, *qkv])],
             Op::SoftCap { x, .. } => vec![self.elementwise(&[*x, *x])],
             Op::Linear { x, weights, out, .. } => vec![self.linear(*x, weights, *out)],
@@ -240,6 +241,7 @@ impl Costs<'_> {
         let layer = &self.spec.layers[op.layer];
         let at = |work: OpWork| OpWork {
             layer: Some(op.layer),
+            rows: self.program.buffer(op.x).rows,
             activation_elements_per_row: self.width(op.x) + self.width(op.scratch) + self.width(op.out),
             kernels: Kernels::of(op.feature, layer),
             all_reduce_elements_per_row: self.reduced(op.weights.iter()),

@@ -6,6 +6,7 @@
 //! `cargo run -p mserve-planner --example fit_speed` fits again and prints this table and the residuals.
 //! Links and one-shot all-reduce: four H200, measured with NCCL 2.28 and the bundled runtime's kernel.
 
+use crate::model::{ModelSpec, Program, families};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -17,6 +18,16 @@ pub enum Engine {
     Mserve,
     Vllm,
     Sglang,
+}
+
+impl Engine {
+    /// The ops of a model as this engine runs them.
+    pub fn program(self, spec: &ModelSpec) -> Program {
+        match self {
+            Self::Mserve => families::program(spec),
+            Self::Vllm | Self::Sglang => families::whole_layers(spec),
+        }
+    }
 }
 
 impl fmt::Display for Engine {

@@ -98,6 +98,7 @@ impl Extractor<'_> {
     fn experts(&mut self, op: &OpWork, row_bytes: f64) {
         let Some(experts) = &op.experts else { return self.product(op, row_bytes) };
         self.push(Work::Experts {
+            rows: op.rows,
             experts: experts.num_experts as f64,
             top_k: experts.top_k as f64,
             always_bytes: experts.always_bytes as f64,

@@ -5,7 +5,7 @@ use super::{Engine, Machine, Step, step_time};
 use super::{EngineSpeed, extract};
 use crate::gpus::{GpuModel, find};
 use crate::memory::{DEFAULT_MAX_NUM_BATCHED_TOKENS, KvCacheDtype};
-use crate::model::{ModelSpec, families};
+use crate::model::ModelSpec;
 
 /// One row of measurements: a model at some sizes of step.
 #[derive(Debug, Clone, Copy)]
@@ -188,7 +188,7 @@ pub fn residuals(row: &Measured, spec: &ModelSpec, speed: &EngineSpeed) -> Vec<R
 }
 
 fn predict_ms(row: &Measured, size: f64, spec: &ModelSpec, gpu: &GpuModel, speed: &EngineSpeed) -> f64 {
-    let program = families::program(spec);
+    let program = row.engine.program(spec);
     let work = extract(&program, spec, gpu, speed, 1, KvCacheDtype::Auto.resolve(spec));
     let machine = Machine { gpu, tensor_parallel_size: 1, engine: speed };
     let time_ms = |step: Step| step_time(&work, &step, &machine).seconds * 1e3;

@@ -109,8 +109,8 @@ fn cost(work: &Work, step: &Step, machine: &Machine<'_>) -> Cost {
             let (bytes, flops) = (weight_bytes + rows * row_bytes, rows * flops_per_row);
             machine.product((bytes, flops), rate, kernels, 1.0)
         }
-        Work::Experts { experts, top_k, always_bytes, flops_per_row, weight_bytes, row_bytes, rate, kernels } => {
-            let rows = step.rows(Rows::Tokens);
+        Work::Experts { rows, experts, top_k, always_bytes, flops_per_row, weight_bytes, row_bytes, rate, kernels } => {
+            let rows = step.rows(rows);
             // Each token picks its experts evenly and by itself.
             let touched = 1.0 - (1.0 - top_k / experts).max(0.0).powf(rows);
             let weights = always_bytes + (weight_bytes - always_bytes) * touched;

@@ -67,6 +67,7 @@ pub enum Work {
     /// `top_k` of `experts` for each token. `flops_per_row` counts what a token passes, `weight_bytes` all of them,
     /// `always_bytes` the router and the experts that every token passes.
     Experts {
+        rows: Rows,
         experts: f64,
         top_k: f64,
         always_bytes: f64,

@@ -2,7 +2,7 @@
 
 use super::PlanRequest;
 use crate::memory::{KvLayout, SlidingLayers, Term, own_terms};
-use crate::model::{DType, Program, families};
+use crate::model::{DType, Program};
 use std::cell::RefCell;
 
 /// For requests that differ in cards, limits and cache, not in the model.
@@ -20,7 +20,8 @@ type LayoutOf = (u64, DType, u64, SlidingLayers);
 
 impl Subject {
     pub(super) fn of(request: &PlanRequest<'_>) -> Self {
-        Self { program: families::program(request.spec), terms: RefCell::default(), layouts: RefCell::default() }
+        let program = request.demand.engine.program(request.spec);
+        Self { program, terms: RefCell::default(), layouts: RefCell::default() }
     }
 
     /// What the bundled runtime takes on a card beside its KV pool.

@@ -2,7 +2,7 @@
 
 use crate::gpus::GpuModel;
 use crate::memory::{Budget, EngineLimits, WeightSource};
-use crate::model::{ModelSpec, Pooling, Program, Task, families};
+use crate::model::{ModelSpec, Pooling, Program, Task};
 use crate::perf::serving::{Replica, RequestShape, round};
 use crate::perf::{Engine, Machine, extract};
 use serde::{Deserialize, Serialize};
@@ -137,7 +137,7 @@ pub fn slm_card(
 
 /// As many replicas as keep the card busy.
 fn replica(model: &SmallModel, gpu: &GpuModel, engine: Engine, tokens: u64) -> SlmReplica {
-    let program = families::program(&model.spec);
+    let program = engine.program(&model.spec);
     let tokens = tokens.min(model.spec.max_position_embeddings).max(1);
     let limits = limits(&model.spec, tokens);
     let speed = engine.speed();

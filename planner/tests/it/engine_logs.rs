@@ -335,7 +335,7 @@ fn terms_of_a_start_are_predicted() {
             version: Version::new(0, 11, 0),
             ..EngineSettings::new(Engine::Vllm, (79.18 * GIB as f64) as u64, 16_000, PoolOptions::new(tp, DType::BF16))
         };
-        let budget = EngineBudget::new(&families::program(&spec), &spec, &settings, None);
+        let budget = EngineBudget::new(&families::whole_layers(&spec), &spec, &settings, None);
         let term = |name: &str| budget.terms.iter().find(|t| t.name == name).unwrap().bytes as f64 / GIB as f64;
         let ours = [term("weights"), term("peak activations"), budget.kv_bytes as f64 / GIB as f64];
         println!("line {line}: {ours:.2?} GiB, logged {:.2?}", [weights, peak, kv]);
@@ -367,7 +367,7 @@ fn capacities_are_predicted_within_two_gib() {
             max_num_batched_tokens: Some(batched),
             ..EngineSettings::new(Engine::Vllm, (79.18 * GIB as f64) as u64, 4096, pool)
         };
-        let budget = EngineBudget::new(&families::program(&spec), &spec, &settings, None);
+        let budget = EngineBudget::new(&families::whole_layers(&spec), &spec, &settings, None);
         let block_bytes = Groups::new(&spec, pool).bytes_per_block;
         let off = (budget.printed.num_blocks as f64 - blocks as f64) * block_bytes as f64 / GIB as f64;
         let ratio = budget.printed.num_blocks as f64 / blocks as f64 - 1.0;
@@ -385,7 +385,7 @@ fn capacities_are_predicted_within_two_gib() {
         );
         let log = parse_boot_log(log.as_bytes()).unwrap();
         let calibration = log.calibration(Some(settings.memory_total_bytes), Some(0.9));
-        let calibrated = EngineBudget::new(&families::program(&spec), &spec, &settings, Some(&calibration));
+        let calibrated = EngineBudget::new(&families::whole_layers(&spec), &spec, &settings, Some(&calibration));
         let off = calibrated.printed.num_blocks.abs_diff(blocks) * block_bytes;
         assert!(off <= calibrated.uncertainty_bytes, "{config}: {off} bytes off");
     }

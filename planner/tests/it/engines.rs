@@ -55,7 +55,7 @@ proptest! {
             version: Version::new(0, minor, 0),
             ..EngineSettings::new(engine, total_gib * GIB, 4096, PoolOptions::new(tp, DType::BF16))
         };
-        let program = families::program(&spec);
+        let program = families::whole_layers(&spec);
         let budget = EngineBudget::new(&program, &spec, &settings, None);
         prop_assert!(budget.requested_bytes <= settings.memory_total_bytes);
         prop_assert!(budget.kv_bytes == 0 || budget.without_kv_bytes() + budget.kv_bytes == budget.requested_bytes);
@@ -93,7 +93,7 @@ fn defaults_follow_version_and_card() {
     // Graphs are subtracted since 0.21.
     let spec = fixtures::spec("Qwen__Qwen3-8B");
     let names = |minor| {
-        let budget = EngineBudget::new(&families::program(&spec), &spec, &settings(minor, 80), None);
+        let budget = EngineBudget::new(&families::whole_layers(&spec), &spec, &settings(minor, 80), None);
         budget.terms.iter().map(|t| t.name).collect::<Vec<_>>()
     };
     assert!(!names(20).contains(&"CUDA graph estimate") && names(21).contains(&"CUDA graph estimate"));
@@ -104,7 +104,7 @@ fn sglang_prints_its_own_lines() {
     let line = |name: &str| {
         let spec = fixtures::spec(name);
         let settings = EngineSettings::new(Engine::Sglang, 140 * GIB, 32_768, PoolOptions::new(8, DType::BF16));
-        let budget = EngineBudget::new(&families::program(&spec), &spec, &settings, None);
+        let budget = EngineBudget::new(&families::whole_layers(&spec), &spec, &settings, None);
         assert!(budget.assumed.iter().any(|fact| fact.0.starts_with("mem_fraction_static 0.")), "{:?}", budget.assumed);
         let tokens = budget.printed.tokens;
         let read = parse_boot_log(budget.lines().as_bytes()).unwrap();
@@ -137,7 +137,7 @@ fn the_printed_lines_are_the_engines() {
         version: Version::new(0, 11, 0),
         ..EngineSettings::new(Engine::Vllm, (79.18 * GIB as f64) as u64, 16_000, PoolOptions::new(1, DType::BF16))
     };
-    let budget = EngineBudget::new(&families::program(&small), &small, &settings, None);
+    let budget = EngineBudget::new(&families::whole_layers(&small), &small, &settings, None);
     let peak = budget.terms.iter().find(|t| t.name == "peak activations").unwrap().bytes as f64 / GIB as f64;
     assert!((peak - 5.56).abs() < 0.05, "{peak}");
     assert!((budget.kv_bytes as f64 / GIB as f64 - 64.45).abs() < 0.2, "{}", budget.kv_bytes);

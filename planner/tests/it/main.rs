@@ -11,3 +11,4 @@ mod golden;
 mod planning;
 mod sharing;
 mod speed;
+mod tail;

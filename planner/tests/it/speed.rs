@@ -4,7 +4,7 @@
 use crate::fixtures;
 use mserve_planner::gpus::{GPUS, find};
 use mserve_planner::memory::KvCacheDtype;
-use mserve_planner::model::{ModelSpec, families, parse_config};
+use mserve_planner::model::{ModelSpec, parse_config};
 use mserve_planner::perf::measured::{MEASURED, Measured, Shape, What, mean_error, residuals};
 use mserve_planner::perf::serving::{Replica, RequestShape};
 use mserve_planner::perf::{Engine, Machine, Step, extract, step_time};
@@ -58,7 +58,7 @@ fn with_replica<T>(
     f: impl FnOnce(&Replica<'_>) -> T,
 ) -> T {
     let gpu = find(gpu).unwrap();
-    let program = families::program(spec);
+    let program = engine.program(spec);
     let work = extract(&program, spec, gpu, engine.speed(), tp, KvCacheDtype::Auto.resolve(spec));
     let machine = Machine { gpu, tensor_parallel_size: tp, engine: engine.speed() };
     let shape = RequestShape { input_tokens: shape.0, output_tokens: shape.1 };
@@ -86,7 +86,7 @@ fn tensor_parallelism_shortens_a_step_and_pays_for_its_exchanges() {
     let spec = fixtures::spec("meta-llama__Meta-Llama-3.1-70B");
     let step = |tp: u64, gpu: &str| {
         let gpu = find(gpu).unwrap();
-        let program = families::program(&spec);
+        let program = Engine::Vllm.program(&spec);
         let speed = Engine::Vllm.speed();
         let work = extract(&program, &spec, gpu, speed, tp, KvCacheDtype::Auto.resolve(&spec));
         step_time(&work, &Step::decode(4.0, 1024.0), &Machine { gpu, tensor_parallel_size: tp, engine: speed })

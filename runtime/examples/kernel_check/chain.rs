@@ -98,7 +98,7 @@ impl Values {
             x: card.upload(&self.x)?,
             h: card.upload(&self.h)?,
             normed: card.poisoned(room * layer.hidden * 2)?,
-            squares: card.poisoned(room * layer.hidden / 8 * 4 + 4096)?,
+            squares: card.poisoned(room * layer.hidden / 16 * 4 + 4096)?,
             inner: card.poisoned(rows * layer.inner * 2)?,
             count,
             norms: card.upload(&self.norms)?,
@@ -130,9 +130,7 @@ fn run(card: &Card, layer: &Layer, rows: usize, weights: u64, b: &Buffers) -> Ou
         x(&b.inner, layer.inner)?,
         map(at(o + gate_up), hidden, layer.inner, down_box)?,
         map(at(o + gate_up + down), layer.qkv(), hidden, qkv_box)?,
-        Arg::Pointer(at(o)),
-        Arg::Pointer(at(o + gate_up)),
-        Arg::Pointer(at(o + gate_up + down)),
+        pointer(&b.h),
         pointer(&b.h),
         pointer(&b.normed),
         pointer(&b.squares),
@@ -280,7 +278,7 @@ fn trace(layer: &Layer, b: &Buffers) -> Outcome {
     if std::env::var_os("CHAIN_TRACE").is_none() {
         return Ok(());
     }
-    let bytes = b.squares.read((64 * layer.hidden / 8 * 4) as u64, 4096)?;
+    let bytes = b.squares.read((64 * layer.hidden / 16 * 4) as u64, 4096)?;
     let words: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     for block in words.chunks(32).take(8) {
         let first = block[0];

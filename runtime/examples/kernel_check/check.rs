@@ -211,7 +211,7 @@ pub fn sample(card: &Card) -> Outcome {
             [pointer(&on), pointer(&params), NULL, NULL, NULL, pointer(&bests), int(vocab), int(vocab), int(vocab)];
         card.run("sample_scan", 0, kernels::sample_scan(rows as u32), &scan)?;
         let parts = kernels::sample_parts(rows as u32) as usize;
-        let tail = [pointer(&bests), int(vocab), int(vocab), int(vocab), int(20), int(parts)];
+        let tail = [pointer(&bests), int(vocab), int(vocab), int(vocab), int(20), int(parts), int(0)];
         let args: Vec<Arg> = args.chain(outputs).chain(tail).collect();
         card.run("sample", 0, kernels::sample(rows as u32), &args)?;
         let ids = card.ints(&ids, rows)?;

@@ -12,6 +12,7 @@ mod check;
 mod check_attention;
 mod check_edges;
 mod check_fused;
+mod head;
 mod numbers;
 mod time;
 mod time_attention;
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 17] {
+fn sections() -> [(&'static str, Section); 19] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
@@ -70,6 +71,7 @@ fn sections() -> [(&'static str, Section); 17] {
         ("check fused", check_fused::all),
         ("check wide", wide::check),
         ("check chain", chain::check),
+        ("check head", head::check),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
         ("time prefill", time_attention::prefill),
@@ -79,6 +81,7 @@ fn sections() -> [(&'static str, Section); 17] {
         ("time fused", time_fused::all),
         ("time wide", wide::time),
         ("time chain", chain::time),
+        ("time head", head::time),
         ("time rows", time::rows),
         ("time sample", time::sample),
     ]

@@ -123,7 +123,7 @@ pub fn sample(card: &Card) -> Outcome {
                     card.run("sample_scan", 0, kernels::sample_scan(rows as u32), &scan)?;
                     let args = [&on, &params].map(pointer).into_iter().chain([NULL, NULL, NULL]).chain(outputs.clone());
                     let args: Vec<Arg> =
-                        args.chain([pointer(&bests), vocab, vocab, vocab, int(20), int(parts)]).collect();
+                        args.chain([pointer(&bests), vocab, vocab, vocab, int(20), int(parts), int(0)]).collect();
                     card.run("sample", 0, kernels::sample(rows as u32), &args)
                 })?;
                 let bytes = f64::from(rows) * shape.vocab as f64 * 4.0 * passes;

@@ -247,6 +247,7 @@ impl Layer<'_> {
                 residual: shape.residual.then(|| self.buffers[1 + i % 2].pointer()),
                 out: self.buffers[1 + i % 2].pointer(),
                 gate_up: None,
+                sample_rows: None,
             })
             .collect();
         let linears = &mut self.linears;

@@ -73,6 +73,7 @@ fn one(card: &Card, linears: &Linears, mut route: Route, shape: &GemmShape, entr
         residual: shape.residual.then(|| residual.pointer()),
         out: out.pointer(),
         gate_up: None,
+        sample_rows: None,
     };
     // SAFETY: the buffers have the sizes of the shape and live until the results have been read.
     unsafe { linears.run_by(&mut route, shape, &operands)? };
@@ -159,6 +160,7 @@ impl Buffers {
             residual: shape.residual.then(|| self.out.pointer()),
             out: if shape.n > 14_336 && !shape.gated { self.gate_up.pointer() } else { self.out.pointer() },
             gate_up: shape.gated.then(|| self.gate_up.pointer()),
+            sample_rows: None,
         }
     }
 }

@@ -90,7 +90,7 @@ impl Linear {
         scratch: &mut LinearScratch,
         out: &mut [f32],
     ) -> Result<(), candle_core::Error> {
-        // A step of prompt chunks alone has no rows for the head.
+        // A step of prompt chunks alone has no rows behind the gathers.
         if x.is_empty() {
             return Ok(());
         }

@@ -19,7 +19,7 @@ pub struct ArenaPlan {
     pub bytes: u64,
 }
 
-/// Most rows that a step may have.
+/// Rows of a step: tokens, and those of sequences that want output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepRows {
     pub tokens: usize,
@@ -123,37 +123,27 @@ fn groups(program: &Program) -> Vec<usize> {
     group
 }
 
-/// First and last op that touch each buffer; the output is needed after all of them.
+/// First and last op that touch each buffer; the output is needed after all of them. Where rows are outputs, what reads
+/// gathered rows reads those that they came from.
 fn lives(program: &Program) -> Vec<Option<(usize, usize)>> {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; program.buffers.len()];
     for (i, op) in program.ops.iter().enumerate() {
-        for buffer in operands(op) {
+        for buffer in op.buffers() {
             let life = lives[buffer.0].get_or_insert((i, i));
             life.1 = i;
+        }
+    }
+    for op in program.ops.iter().rev() {
+        if let Op::GatherLast { x, out } = op
+            && let (Some(rows), Some(copy)) = (lives[x.0], lives[out.0])
+        {
+            lives[x.0] = Some((rows.0, rows.1.max(copy.1)));
         }
     }
     if let Some(life) = &mut lives[program.output.0] {
         life.1 = program.ops.len();
     }
     lives
-}
-
-/// Every buffer that an op reads or writes.
-fn operands(op: &Op) -> Vec<BufferId> {
-    match op {
-        Op::Embed { out, .. } => vec![*out],
-        Op::Norm { x, add, out, .. } | Op::Linear { x, add, out, .. } => [*x, *out].into_iter().chain(*add).collect(),
-        Op::QkNormRopeKvWrite { qkv, .. } => vec![*qkv],
-        Op::Attention { qkv, out, .. } => vec![*qkv, *out],
-        Op::GatedAct { gate_up, out, .. } => vec![*gate_up, *out],
-        Op::Act { x, out, .. }
-        | Op::GatherLast { x, out }
-        | Op::Pool { x, out, .. }
-        | Op::L2Normalize { x, out }
-        | Op::LmHead { x, out, .. } => vec![*x, *out],
-        Op::SoftCap { x, .. } => vec![*x],
-        Op::Planned(op) => vec![op.x, op.out],
-    }
 }
 
 #[cfg(test)]
@@ -181,6 +171,20 @@ mod tests {
                 let (x, y) = (range(a), range(b));
                 assert!(x.end <= y.start || y.end <= x.start, "buffers {a} and {b} overlap");
             }
+        }
+    }
+
+    #[test]
+    fn rows_that_were_gathered_stay_for_steps_that_do_not_gather() {
+        let program = llama_program(2);
+        let lives = lives(&program);
+        let gathers = program.ops.iter().filter_map(|op| match op {
+            Op::GatherLast { x, out } => Some((*x, *out)),
+            _ => None,
+        });
+        for (x, out) in gathers {
+            let (rows, copy) = (lives[x.0].unwrap(), lives[out.0].unwrap());
+            assert!(rows.1 >= copy.1 && copy.1 > copy.0, "{rows:?} {copy:?}");
         }
     }
 

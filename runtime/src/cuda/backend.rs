@@ -237,7 +237,8 @@ impl CudaBackend {
         Ok(slot.results(&oldest.wanted, self.model.sizes.max_num_seqs))
     }
 
-    /// Logits of the last step's output rows, `[rows, vocab_size]`. For checks: a step keeps them on the card.
+    /// Logits of the last step's output rows, `[rows, vocab_size]`. For checks: a step keeps them on the card, of many rows
+    /// those that more is read of than the likeliest token.
     pub fn logits(&self, rows: usize) -> Result<Vec<Vec<f32>>, CudaError> {
         let plan = &self.model.executor.plan;
         let offset = plan.logits - self.model.memory.arena.pointer();

@@ -32,7 +32,7 @@ pub struct Surfaces {
     pub token_state: DevicePointer,
     pub token_state_stride: u32,
     pub vocab_size: u32,
-    /// Scratch of the choice of tokens, `max(max_num_seqs, SCAN_BLOCKS)` u64.
+    /// Scratch of the choice of tokens, [`kernels::bests`] u64.
     pub bests: DevicePointer,
     pub chain: ChainSurfaces,
     /// Scratch of the decode attention.
@@ -206,8 +206,9 @@ impl Executor {
     }
 
     unsafe fn linear(&mut self, op: &LinearOp, step: &Step<'_>) -> Result<(), CudaError> {
+        let operands = GemmOperands { sample_rows: Some(step.sample_rows), ..operands(op) };
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step.
-        unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands(op)) }
+        unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands) }
     }
 
     unsafe fn fused(&self, op: &FusedLinear, step: &Step<'_>) -> Result<(), CudaError> {
@@ -352,6 +353,8 @@ impl Executor {
     unsafe fn sample(&self, step: &Step<'_>) -> Result<(), CudaError> {
         let (s, out) = (&self.surfaces, &self.surfaces.outputs);
         let rows = step.shape.outputs as u32;
+        let chosen = self.head_chooses(step.shape);
+        let parts = if chosen { kernels::head_parts(s.vocab_size) } else { kernels::sample_parts(rows) };
         let scan = [
             Arg::Pointer(self.plan.logits),
             Arg::Pointer(step.sample_rows),
@@ -363,8 +366,10 @@ impl Executor {
             Arg::Int(self.plan.logits_stride as i32),
             Arg::Int(s.token_state_stride as i32),
         ];
-        // SAFETY: passed on from the caller; `bests` has room for the parts of all rows.
-        unsafe { self.kernels.sample_scan.launch(&kernels::sample_scan(rows), &scan)? };
+        if !chosen {
+            // SAFETY: passed on from the caller; `bests` has room for the parts of all rows.
+            unsafe { self.kernels.sample_scan.launch(&kernels::sample_scan(rows), &scan)? };
+        }
         let args = [
             Arg::Pointer(self.plan.logits),
             Arg::Pointer(step.sample_rows),
@@ -381,10 +386,17 @@ impl Executor {
             Arg::Int(self.plan.logits_stride as i32),
             Arg::Int(s.token_state_stride as i32),
             Arg::Int(out.top_max as i32),
-            Arg::Int(kernels::sample_parts(rows) as i32),
+            Arg::Int(parts as i32),
+            Arg::Int(i32::from(chosen)),
         ];
         // SAFETY: passed on from the caller.
         unsafe { self.kernels.sample.launch(&kernels::sample(rows), &args) }
+    }
+
+    /// Whether the head of a step of this shape has found the likeliest tokens itself.
+    pub fn head_chooses(&self, shape: &StepShape) -> bool {
+        let Some(DeviceOp::Linear(head)) = self.ops(shape).last() else { return false };
+        head.f32_out && self.linears.chooses(&head.shape(shape.outputs))
     }
 
     /// Starts a token-state slot from scratch. The lists are (address, count) on the device.
@@ -404,7 +416,8 @@ impl Executor {
 }
 
 pub const fn operands(op: &LinearOp) -> GemmOperands {
-    GemmOperands { x: op.x, weight: op.weight, bias: op.bias, residual: op.residual, out: op.out, gate_up: op.gate_up }
+    let LinearOp { x, weight, bias, residual, out, gate_up, .. } = *op;
+    GemmOperands { x, weight, bias, residual, out, gate_up, sample_rows: None }
 }
 
 fn no_kernels(heads: &HeadSizes) -> CudaError {

@@ -2,7 +2,6 @@
 //! instead of three; or all products between two attentions. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
 
 use super::kernels::{After, ChainSizes, FusedShape, chain_for, fused_for};
-use super::memory::DevicePointer;
 use super::plan::{
     ChainOp, DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, NextQkv, Plan, RotatedOutput,
 };
@@ -24,12 +23,13 @@ pub const GATED_ROWS: usize = 32;
 impl Plan {
     /// Makes the lists of decode steps. `program` is the one that this plan is of.
     pub fn fuse(&mut self, program: &Program, abilities: Abilities) {
-        let list = |&rows_max: &usize| DecodeOps {
-            rows_max,
-            ops: Fusion { program, ops: &self.ops, rows: rows_max, abilities }.run(),
+        let (output, ungathered) = (program.output, without_gathers(program));
+        let list = |&rows_max: &usize| {
+            let fusion = Fusion { program: &ungathered, output, ops: &self.ungathered, rows: rows_max, abilities };
+            DecodeOps { rows_max, ops: fusion.run() }
         };
         self.decode = ROW_CLASSES.iter().map(list).collect();
-        self.prefill = Fusion { program, ops: &self.ops, rows: usize::MAX, abilities }.gates();
+        self.prefill = Fusion { program: &program.ops, output, ops: &self.ops, rows: usize::MAX, abilities }.gates();
     }
 }
 
@@ -41,8 +41,26 @@ pub struct Abilities {
     pub chains: bool,
 }
 
+/// The program's ops in steps whose rows are outputs, in order. Gathers would copy all rows there: what works on the copy
+/// works on the rows themselves. Nothing else needs them any more: a gather of rows that something does stays.
+pub fn without_gathers(program: &Program) -> Vec<Op> {
+    let mut names: Vec<BufferId> = (0..program.buffers.len()).map(BufferId).collect();
+    let mut ops = Vec::with_capacity(program.ops.len());
+    for (at, op) in program.ops.iter().enumerate() {
+        match op {
+            Op::GatherLast { x, out } if !program.ops[at + 1..].iter().flat_map(Op::buffers).any(|id| id == *x) => {
+                names[out.0] = names[x.0];
+            }
+            op => ops.push(op.renamed(|id| names[id.0])),
+        }
+    }
+    ops
+}
+
 struct Fusion<'a> {
-    program: &'a Program,
+    program: &'a [Op],
+    /// What the program returns.
+    output: BufferId,
     /// One for each of the program's.
     ops: &'a [DeviceOp],
     rows: usize,
@@ -56,27 +74,10 @@ impl Fusion<'_> {
     fn run(&self) -> Vec<DeviceOp> {
         let mut out = Vec::with_capacity(self.ops.len());
         let mut at = 0;
-        // Rows are outputs, in order: gathering would copy them. What reads the copy reads the rows themselves.
-        let mut gathered: Option<DevicePointer> = None;
         while at < self.ops.len() {
-            if let (Op::GatherLast { out: copy, .. }, DeviceOp::GatherLast { x, .. }) =
-                (&self.program.ops[at], &self.ops[at])
-                && self.read_only_by(*copy, &[at + 1])
-                && matches!(self.ops.get(at + 1), Some(DeviceOp::Norm { add: None, .. } | DeviceOp::Linear(_)))
-            {
-                gathered = Some(*x);
-                at += 1;
-                continue;
-            }
             let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS).map(|op| (2, op));
-            let (count, mut op) = self.chain(at).or_else(|| self.replacement(at)).or_else(gated).unwrap_or((1, self.ops[at]));
-            if let Some(from) = gathered.take() {
-                match &mut op {
-                    DeviceOp::Norm { x, .. } => *x = from,
-                    DeviceOp::Linear(linear) | DeviceOp::Fused(FusedLinear { linear, .. }) => linear.x = from,
-                    _ => {}
-                }
-            }
+            let (count, op) =
+                self.chain(at).or_else(|| self.replacement(at)).or_else(gated).unwrap_or((1, self.ops[at]));
             out.push(op);
             at += count;
         }
@@ -101,7 +102,7 @@ impl Fusion<'_> {
         let DeviceOp::GatedAct { activation: GatedActivation::Silu, out: to, .. } = self.ops.get(at + 1)? else {
             return None;
         };
-        let Op::Linear { out, .. } = &self.program.ops[at] else { return None };
+        let Op::Linear { out, .. } = &self.program[at] else { return None };
         let bare = linear.residual.is_none() && linear.bias.is_none() && !linear.f32_out;
         (bare && self.read_only_by(*out, &[at + 1])).then_some(DeviceOp::Linear(LinearOp {
             out: *to,
@@ -122,19 +123,20 @@ impl Fusion<'_> {
         else {
             return None;
         };
-        let adds = |linear: &LinearOp| linear.residual == Some(o.out) && linear.out == o.out && linear.bias.is_none();
+        let adds = down.residual == Some(o.out) && down.out == o.out && o.bias.is_none() && down.bias.is_none();
         let alone = (1..=3).all(|i| self.output_of(at + i).is_some_and(|out| self.read_only_by(out, &[at + i + 1])));
         let DeviceOp::Linear(LinearOp { out: inner, .. }) = self.gated(at + 2)? else { return None };
         let next = self.next_qkv(at + 5, gate_up.k);
         let sizes = ChainSizes { hidden: o.n, attention: o.k, inner: down.k };
         let head_dim = next.map_or(0, |n| n.rotated.heads.head_dim);
         let fits = chain_for(u32::try_from(self.rows).ok()?, &sizes, head_dim);
-        if !self.abilities.chains || !adds(&o) || !adds(&down) || !alone || !fits {
+        if !self.abilities.chains || !adds || !alone || !fits {
             return None;
         }
         let (mlp_norm, count) = (InputNorm { weight, eps }, if next.is_some() { 8 } else { 5 });
         let chain = ChainOp {
             x: o.x,
+            residual: o.residual?,
             h: o.out,
             inner,
             sizes,
@@ -168,7 +170,7 @@ impl Fusion<'_> {
 
     /// The buffer that an op of a chain writes.
     fn output_of(&self, at: usize) -> Option<BufferId> {
-        match self.program.ops.get(at)? {
+        match self.program.get(at)? {
             Op::Norm { out, .. } | Op::Linear { out, .. } | Op::GatedAct { out, .. } => Some(*out),
             _ => None,
         }
@@ -176,7 +178,7 @@ impl Fusion<'_> {
 
     fn replacement(&self, at: usize) -> Option<Replacement> {
         if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset: 0.0, .. }) =
-            (&self.program.ops[at], &self.ops[at])
+            (&self.program[at], &self.ops[at])
         {
             let DeviceOp::Linear(linear) = self.ops.get(at + 1)? else { return None };
             if !self.read_only_by(*out, &[at + 1]) {
@@ -202,7 +204,7 @@ impl Fusion<'_> {
             let (kernel, clusters) = fused_for(&shape, self.abilities.clusters)?;
             Some(DeviceOp::Fused(FusedLinear { linear, norm, rotated, kernel, clusters }))
         };
-        let out = match &self.program.ops[at] {
+        let out = match &self.program[at] {
             Op::Linear { out, .. } | Op::LmHead { out, .. } => *out,
             _ => return None,
         };
@@ -232,21 +234,8 @@ impl Fusion<'_> {
 
     /// Whether these ops and no others read the buffer.
     fn read_only_by(&self, buffer: BufferId, readers: &[usize]) -> bool {
-        let reads = |op: &Op| match op {
-            Op::Norm { x, add, .. } | Op::Linear { x, add, .. } => *x == buffer || *add == Some(buffer),
-            Op::QkNormRopeKvWrite { qkv, .. } | Op::Attention { qkv, .. } => *qkv == buffer,
-            Op::GatedAct { gate_up, .. } => *gate_up == buffer,
-            Op::GatherLast { x, .. }
-            | Op::LmHead { x, .. }
-            | Op::Act { x, .. }
-            | Op::Pool { x, .. }
-            | Op::L2Normalize { x, .. }
-            | Op::SoftCap { x, .. } => *x == buffer,
-            Op::Embed { .. } => false,
-            Op::Planned(op) => op.x == buffer || op.add == Some(buffer),
-        };
-        let found = self.program.ops.iter().enumerate().filter(|(_, op)| reads(op)).map(|(at, _)| at);
-        buffer != self.program.output && found.eq(readers.iter().copied())
+        let readers_of = self.program.iter().enumerate().filter(|(_, op)| op.reads().any(|id| id == buffer));
+        buffer != self.output && readers_of.map(|(at, _)| at).eq(readers.iter().copied())
     }
 }
 
@@ -258,6 +247,7 @@ mod tests {
     use crate::cuda::plan::{Bases, plan};
     use crate::cuda::testing::llama_program;
     use crate::cuda::weights::WeightLayout;
+    use mserve_planner::model::{Activation, Rows};
 
     fn fused(layers: usize) -> Plan {
         let program = llama_program(layers);
@@ -291,7 +281,7 @@ mod tests {
         let few = kinds(&plan.decode[1].ops);
         assert_eq!(few, ["embed", "qkv+rope", "attention", "product", "norm+mlp", "product", "norm", "product"]);
         let many = kinds(&plan.decode.last().unwrap().ops);
-        assert_eq!(many.len(), plan.ops.len() - 2, "{many:?}");
+        assert_eq!(many.len(), 11, "{many:?}");
         assert!(!many.contains(&"gather") && !many.contains(&"act"));
     }
 
@@ -309,6 +299,59 @@ mod tests {
     }
 
     #[test]
+    fn with_chunks_the_last_layer_goes_on_with_the_rows_of_outputs() {
+        let plan = fused(2);
+        let last = kinds(&plan.prefill[plan.prefill.len() - 9..]);
+        assert_eq!(
+            last,
+            ["attention", "gather", "gather", "linear", "norm", "linear", "linear", "norm", "linear"],
+            "{:?}",
+            plan.prefill
+        );
+        let rows = |op: &DeviceOp| match op {
+            DeviceOp::Linear(LinearOp { rows, .. }) | DeviceOp::Norm { rows, .. } => Some(*rows),
+            _ => None,
+        };
+        let rows: Vec<Rows> = plan.prefill.iter().filter_map(rows).collect();
+        assert_eq!(rows, [[Rows::Tokens; 8].as_slice(), &[Rows::Sequences; 6]].concat());
+    }
+
+    #[test]
+    fn without_chunks_the_last_layer_is_as_the_others() {
+        let plan = fused(2);
+        for list in &plan.decode {
+            let kinds = kinds(&list.ops);
+            let layer = (kinds.len() - 3) / 2;
+            assert_eq!(kinds[1..=layer], kinds[1 + layer..=2 * layer], "{} rows", list.rows_max);
+        }
+        let [.., o, norm, _, down, _, _] = plan.decode.last().unwrap().ops[..] else { panic!() };
+        let (DeviceOp::Linear(o), DeviceOp::Norm { x: normed, .. }, DeviceOp::Linear(down)) = (o, norm, down) else {
+            panic!("{o:?} {norm:?} {down:?}")
+        };
+        let attention = plan.ops.iter().rfind(|op| matches!(op, DeviceOp::Attention { .. })).unwrap();
+        let DeviceOp::Attention { out, .. } = attention else { panic!() };
+        let residuals = plan.ops.iter().filter_map(|op| match op {
+            DeviceOp::GatherLast { x, .. } => Some(*x),
+            _ => None,
+        });
+        assert_eq!([o.x, o.residual.unwrap()].to_vec(), residuals.collect::<Vec<_>>());
+        assert_eq!((o.x, o.out, down.residual), (*out, normed, Some(normed)));
+    }
+
+    #[test]
+    fn rows_that_are_needed_beside_their_copy_are_gathered_in_every_step() {
+        let mut program = llama_program(1);
+        let whole = without_gathers(&program).len();
+        assert_eq!(program.ops.len() - whole, 2);
+        let at = program.ops.iter().position(|op| matches!(op, Op::GatherLast { .. })).unwrap();
+        let Op::GatherLast { x, .. } = program.ops[at] else { panic!() };
+        let again = program.buffers.len();
+        program.buffers.push(program.buffer(x));
+        program.ops.push(Op::Act { x, activation: Activation::Relu, out: BufferId(again) });
+        assert_eq!(program.ops.len() - without_gathers(&program).len(), 1);
+    }
+
+    #[test]
     fn a_fused_op_reads_what_the_first_read_and_writes_what_the_last_wrote() {
         let plan = fused(2);
         let fused: Vec<FusedLinear> = plan.decode[0]
@@ -321,10 +364,11 @@ mod tests {
             .collect();
         let DeviceOp::Norm { x, weight, .. } = plan.ops[1] else { panic!("norm first") };
         assert_eq!((fused[0].linear.x, fused[0].norm.unwrap().weight), (x, weight));
-        let DeviceOp::GatherLast { x, .. } = plan.ops[plan.ops.len() - 3] else { panic!("{:?}", plan.ops) };
-        let [.., DeviceOp::Norm { x: normed, .. }, DeviceOp::Fused(head)] = plan.decode[0].ops[..] else {
+        let [.., DeviceOp::Fused(down), DeviceOp::Norm { x: normed, .. }, DeviceOp::Fused(head)] =
+            plan.decode[0].ops[..]
+        else {
             panic!("{:?}", plan.decode[0].ops)
         };
-        assert_eq!((normed, head.linear.out), (x, plan.logits));
+        assert_eq!((normed, head.linear.out), (down.linear.out, plan.logits));
     }
 }

@@ -41,6 +41,8 @@ pub struct GemmOperands {
     pub out: DevicePointer,
     /// `[m, n]`, for gated products: may be overwritten.
     pub gate_up: Option<DevicePointer>,
+    /// Of heads, `[m]`: how tokens are chosen, [`super::kernels::SampleRow`]. Without it nobody reads the logits.
+    pub sample_rows: Option<DevicePointer>,
 }
 
 /// cuBLASLt's description of how to compute a product; opaque, valid for one version of the library and one card.

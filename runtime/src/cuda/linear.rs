@@ -3,7 +3,8 @@
 use super::CudaError;
 use super::device::Device;
 use super::gemm::{Algorithm, Blas, BlasPlan, GemmOperands, GemmShape};
-use super::kernels::{self, Products, WIDE};
+use super::kernels::{self, Products, WIDE, WideResult};
+use super::memory::DevicePointer;
 use super::module::{Arg, Kernel};
 use super::tensor_map::matrix_map;
 use std::collections::HashMap;
@@ -40,6 +41,11 @@ impl Route {
             Self::Apart(_) => Choice::Apart,
         }
     }
+
+    /// Whether it leaves the likeliest token of each part of each row.
+    pub fn chooses(&self) -> bool {
+        matches!(self, Self::Wide(index) if WIDE[*index].chooses())
+    }
 }
 
 /// Kernels of ours for products.
@@ -63,8 +69,15 @@ pub struct Linears {
 
 impl Linears {
     pub fn new(device: &Arc<Device>, kernels: ProductKernels) -> Result<Self, CudaError> {
-        let launcher = Launcher { device: device.clone(), blas: Blas::new(device)?, kernels };
+        let launcher = Launcher { device: device.clone(), blas: Blas::new(device)?, kernels, bests: None };
         Ok(Self { launcher, routes: HashMap::new(), guesses: HashMap::new() })
+    }
+
+    /// Heads may leave the likeliest tokens here: room for [`kernels::head_bests`] of the largest step.
+    #[must_use]
+    pub const fn with_bests(mut self, bests: DevicePointer) -> Self {
+        self.launcher.bests = Some(bests);
+        self
     }
 
     pub fn blas_version(&self) -> usize {
@@ -97,8 +110,19 @@ impl Linears {
 
     fn takes_wide(&self, shape: &GemmShape, index: usize) -> bool {
         let dense = shape.out_stride == shape.n && !shape.f32_out;
-        let there = index < self.launcher.kernels.many_rows.len();
-        there && dense && WIDE[index].gated == shape.gated && WIDE[index].takes(shape.m, shape.n, shape.k)
+        let there = index < self.launcher.kernels.many_rows.len() && WIDE[index].takes(shape.m, shape.n, shape.k);
+        let bare = !shape.bias && !shape.residual && !shape.gated && shape.out_stride.is_multiple_of(2);
+        there
+            && match WIDE[index].result {
+                WideResult::Plain => dense && !shape.gated,
+                WideResult::Gated => dense && shape.gated,
+                WideResult::Head => self.launcher.bests.is_some() && shape.f32_out && bare,
+            }
+    }
+
+    /// Whether the head of this shape leaves the likeliest token of each part of each row.
+    pub fn chooses(&self, shape: &GemmShape) -> bool {
+        self.routes.get(shape).or_else(|| self.guesses.get(shape)).is_some_and(Route::chooses)
     }
 
     /// # Errors
@@ -176,6 +200,8 @@ struct Launcher {
     device: Arc<Device>,
     blas: Blas,
     kernels: ProductKernels,
+    /// Where heads leave the likeliest tokens.
+    bests: Option<DevicePointer>,
 }
 
 impl Launcher {
@@ -216,19 +242,22 @@ impl Launcher {
         let wide = &WIDE[index];
         let (m, n, k) = (shape.m as u64, shape.n as u64, shape.k as u64);
         let columns = if shape.gated { shape.n / 2 } else { shape.n };
-        let args = [
+        let [bias, residual] = [operands.bias, operands.residual].map(|p| Arg::Pointer(p.unwrap_or(0)));
+        let out = Arg::Pointer(operands.out);
+        let (head, stride) = (wide.chooses(), Arg::Int(shape.out_stride as i32));
+        let [rows, bests] = [operands.sample_rows, self.bests].map(|p| Arg::Pointer(p.unwrap_or(0)));
+        let mut args = vec![
             Arg::Map(matrix_map(&self.device, operands.x, [m, k], wide.x_box_rows())?),
             Arg::Map(matrix_map(&self.device, operands.weight, [n, k], wide.box_rows())?),
-            Arg::Pointer(operands.bias.unwrap_or(0)),
-            Arg::Pointer(operands.residual.unwrap_or(0)),
-            Arg::Pointer(operands.out),
-            Arg::Int(shape.m as i32),
-            Arg::Int(columns as i32),
-            Arg::Int(shape.k as i32),
         ];
+        args.extend(if head { [rows, out, bests] } else { [bias, residual, out] });
+        args.extend([m, columns as u64, k].map(|size| Arg::Int(size as i32)));
+        args.extend(head.then_some(stride));
         let geometry = wide.geometry(shape.m as u32, columns as u32, self.device.multiprocessors);
         // SAFETY: the kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and
-        // `[m, n]` residual; it writes `[m, columns]`. The caller vouches for them; it takes this shape (`takes_wide`).
+        // `[m, n]` residual, a head the optional parameters of m rows; it writes `[m, columns]`, rows `out_stride` apart, and
+        // a head `head_bests`, for which there is room (`with_bests`). The caller vouches for them; it takes this shape
+        // (`takes_wide`: with `bests` only, if a head).
         unsafe { self.kernels.many_rows[index].launch(&geometry, &args) }
     }
 

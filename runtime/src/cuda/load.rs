@@ -9,7 +9,7 @@ use super::error::MemoryTerm;
 use super::executor::{AttentionScratch, ChainSurfaces, Executor, RopeTable, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
-use super::kernels::{BLOCK_SIZE, ChainSizes, HEAD_DIMS, Prefill, SCAN_BLOCKS};
+use super::kernels::{BLOCK_SIZE, ChainSizes, HEAD_DIMS, Prefill, bests};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
 use super::plan::{Bases, HeadSizes, Plan, plan};
@@ -168,7 +168,7 @@ impl SurfaceOffsets {
             bias_values: ranges.take(sizes.bias_entries() as u64 * 4),
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
-            bests: ranges.take(sizes.max_num_seqs.max(SCAN_BLOCKS as usize) as u64 * 8),
+            bests: ranges.take(bests(sizes.max_num_seqs, sizes.vocab_size as u32) as u64 * 8),
             chain: [normed_bytes, squares_bytes, 8].map(|bytes| ranges.take(bytes)),
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
@@ -335,10 +335,11 @@ pub fn load(
     }
     clock.lap("memory");
     let uploaded = AtomicBool::new(false);
+    let bests = memory.surfaces.pointer() + layout.offsets.bests;
     let (prepared, ropes) = std::thread::scope(|scope| {
-        // SAFETY: weights and arena were allocated above for steps of these sizes; none runs yet, so nobody minds what
-        // measurements write over activations. The uploads have streams of their own.
-        let prepared = scope.spawn(|| unsafe { prepare(device, &plan, &layout.sizes, options, &uploaded) });
+        // SAFETY: weights, arena and surfaces were allocated above for steps of these sizes; none runs yet, so nobody minds
+        // what measurements write over activations. The uploads have streams of their own.
+        let prepared = scope.spawn(|| unsafe { prepare(device, &plan, bests, &layout.sizes, options, &uploaded) });
         let ropes = scope.spawn(|| rope_tables(&program, &plan, &layout.sizes));
         let sent = match origin {
             WeightOrigin::Source(source) => {

@@ -179,6 +179,15 @@ mod tests {
     }
 
     #[test]
+    fn a_step_without_outputs_has_an_empty_row_of_them() {
+        let step = batch(&[(9, 9, false)]);
+        let shape = eager_shape(&step, 64, &[1, 2, 4]);
+        assert_eq!(shape.outputs, 1);
+        let (at, words) = packed(&step, &shape);
+        assert_eq!(words[at.output_rows], -1);
+    }
+
+    #[test]
     fn the_layout_depends_on_the_padded_shape_alone() {
         let shape = StepShape { tokens: 8, decodes: 8, sequences: 8, outputs: 8 };
         let layout = MetadataLayout::new(&shape);

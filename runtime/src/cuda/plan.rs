@@ -2,7 +2,7 @@
 
 use super::CudaError;
 use super::arena::{ArenaPlan, is_logits};
-use super::fusion::DecodeOps;
+use super::fusion::{DecodeOps, without_gathers};
 use super::gemm::GemmShape;
 use super::kernels::ChainSizes;
 use super::memory::DevicePointer;
@@ -93,7 +93,9 @@ pub enum DeviceOp {
 pub struct ChainOp {
     /// The attention's result.
     pub x: DevicePointer,
-    /// The residual, which both sums are written over.
+    /// What the first sum is added to.
+    pub residual: DevicePointer,
+    /// Where both sums are written, one over the other; may be `residual`.
     pub h: DevicePointer,
     /// Where the gated product goes.
     pub inner: DevicePointer,
@@ -196,6 +198,8 @@ pub enum GatedActivation {
 pub struct Plan {
     /// One for each of the program's.
     pub ops: Vec<DeviceOp>,
+    /// Of steps whose rows are outputs, in order: one for each of [`without_gathers`].
+    pub ungathered: Vec<DeviceOp>,
     /// Of steps with prefill chunks: a product and the gate after it are one op.
     pub prefill: Vec<DeviceOp>,
     /// Shorter lists for decode steps, by rising rows.
@@ -226,7 +230,8 @@ impl Plan {
 pub fn plan(program: &Program, weights: &WeightLayout, arena: &ArenaPlan, bases: Bases) -> Result<Plan, CudaError> {
     let layers: Vec<AttentionId> = program.cached_attentions().collect();
     let mut planner = Planner { program, weights, arena, bases, layers, ropes: Vec::new() };
-    let ops = program.ops.iter().map(|op| planner.op(op)).collect::<Result<Vec<_>, _>>()?;
+    let mut all = |ops: &[Op]| ops.iter().map(|op| planner.op(op)).collect::<Result<Vec<_>, _>>();
+    let (ops, ungathered) = (all(&program.ops)?, all(&without_gathers(program))?);
     if !is_logits(program, program.output) {
         return Err(unsupported("Pool", "models that do not generate text"));
     }
@@ -238,6 +243,7 @@ pub fn plan(program: &Program, weights: &WeightLayout, arena: &ArenaPlan, bases:
         decode: Vec::new(),
         prefill: ops.clone(),
         ops,
+        ungathered,
     })
 }
 
@@ -417,7 +423,8 @@ mod tests {
     #[test]
     fn a_layer_is_nine_ops_and_its_products_have_the_models_sizes() {
         let plan = planned(&llama_program(2)).unwrap();
-        assert_eq!(plan.ops.len(), 1 + 2 * 9 + 3);
+        assert_eq!(plan.ops.len(), 1 + 2 * 9 + 4);
+        assert_eq!(plan.ungathered.len(), 1 + 2 * 9 + 2);
         let sizes: Vec<(u32, u32, bool)> = plan
             .ops
             .iter()

@@ -4,6 +4,7 @@ use super::CudaError;
 use super::backend::CudaBackend;
 use super::executor::{Executor, PrefillChunks};
 use super::graph::Graph;
+use super::kernels;
 use super::memory::Event;
 use super::metadata::StepShape;
 use super::plan::{DeviceOp, HeadSizes};
@@ -71,7 +72,9 @@ impl Executor {
             (format!("{name} {}", self.linears.computed_by(&linear.shape(rows))), bytes)
         };
         let mut names: Vec<(String, f64)> = self.ops(shape).iter().map(name).collect();
-        names.push(("sample".to_owned(), shape.outputs as f64 * f64::from(self.surfaces.vocab_size) * 4.0));
+        let vocab = self.surfaces.vocab_size;
+        let seen = if self.head_chooses(shape) { 2 * kernels::head_parts(vocab) } else { vocab };
+        names.push(("sample".to_owned(), shape.outputs as f64 * f64::from(seen) * 4.0));
         names
     }
 
@@ -122,7 +125,7 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
         }
         DeviceOp::Fused(f) => {
             let (l, n) = (&f.linear, f.linear.n);
-            let entry = super::kernels::FUSED[f.kernel].entry;
+            let entry = kernels::FUSED[f.kernel].entry;
             let weight_rows = if entry.contains("gated") { 2 * n } else { n };
             let bytes = f64::from(weight_rows) * f64::from(l.k) * 2.0 + width_bytes(n, 1.0) + width_bytes(l.k, 1.0);
             (format!("{entry} {n}x{}", l.k), bytes)
@@ -139,7 +142,7 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
             let kv = keys * f64::from(heads.kv_heads * heads.head_dim) * 4.0;
             ("attention".to_owned(), kv + width_bytes(heads.heads * heads.head_dim, 2.0))
         }
-        DeviceOp::GatedAct { width, .. } => ("gated act".to_owned(), width_bytes(*width, 3.0)),
-        DeviceOp::GatherLast { width, .. } => ("gather".to_owned(), width_bytes(*width, 2.0)),
+        DeviceOp::GatedAct { width, rows, .. } => ("gated act".to_owned(), bytes_of(rows_of(*rows), *width, 3.0)),
+        DeviceOp::GatherLast { width, .. } => ("gather".to_owned(), bytes_of(rows_of(Rows::Sequences), *width, 2.0)),
     }
 }

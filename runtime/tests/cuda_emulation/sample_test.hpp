@@ -35,17 +35,28 @@ struct Sampler {
   int run(const SampleRow& p) {
     Buffer<SampleRow> row(1);
     row[0] = p;
-    const int parts = integer_between(0, 3) * 5;  // 0: without the scan
-    Buffer<u64> bests(16);
-    if (parts > 0)
+    int parts = integer_between(0, 3) * 5;  // 0: without the scan
+    const bool plain_only = integer_between(0, 2) == 0;  // as the head leaves them: for plain rows, who have no logits
+    if (plain_only) parts = (vocab + 3) / 4;
+    Buffer<u64> bests(parts + 1);
+    const std::vector<float> kept(logits.data(), logits.data() + stride);
+    if (plain_only && sampling::is_plain(p)) {
+      for (int i = 0; i < parts; i++) {
+        bests[i] = sampling::candidate(-INFINITY, i * 4);
+        for (int id = i * 4; id < std::min(vocab, i * 4 + 4); id++) bests[i] = std::max(bests[i], sampling::candidate(float(tamed(logits[id])), id));
+      }
+      std::fill(logits.data(), logits.data() + stride, NAN);
+    }
+    if (parts > 0 && !plain_only)
       emu::launch({parts, 1}, 256, 0, [&] {
         sampling::sample_scan(logits.data(), row.data(), state.data(), listed.data(), bias.data(), bests.data(), vocab, stride,
                               state_stride);
       });
     emu::launch({1}, 1024, 0, [&] {
       sampling::sample(logits.data(), row.data(), state.data(), listed.data(), bias.data(), ids.data(), logprobs.data(),
-                       ranks.data(), top_ids.data(), top_logprobs.data(), bests.data(), vocab, stride, state_stride, top_max, parts);
+                       ranks.data(), top_ids.data(), top_logprobs.data(), bests.data(), vocab, stride, state_stride, top_max, parts, plain_only);
     });
+    std::copy(kept.begin(), kept.end(), logits.data());
     return ids[0];
   }
   static double tamed(double x) { return std::isnan(x) ? -INFINITY : std::min(x, 3.4028234663852886e38); }

@@ -85,7 +85,6 @@ inline void wait_for_count(const u64* count, u64 until, smem_t barrier) {
   while (*count < until) emu::yield();
   barrier_arrive(barrier);
 }
-inline void prefetch_line(const void* p) { (void)*(volatile const char*)p; }
 inline float4 load_fresh16(const float* p) { return load_as<float4>(p); }
 inline u32 load_fresh4(const void* p) { return load_as<u32>(p); }
 inline u32x2 load_fresh8(const void* p) { return load_as<u32x2>(p); }

@@ -4,8 +4,17 @@
 #include "wgmma_emulated.hpp"
 #define __grid_constant__
 namespace wide {
+#include "logits.cuh"
+#include "wide.cuh"
 #include "wide_linear.cu"
+#include "wide_head.cu"
 }
+#undef BLOCK_ROWS
+#undef CLUSTER
+#undef DEPTH
+#undef STAGES
+#undef THREADS
+#undef X_BYTES
 namespace split {
 #include "split_linear.cu"
 }
@@ -61,7 +70,62 @@ inline void test_wide_case(const WideCase& c) {
   e.below(BF16_BOUND, std::string(c.name) + " rows " + std::to_string(c.rows));
 }
 
+// A step's head: rows that want their logits among others that do not, a last tile that is not whole, ties and what is not
+// a number. Small whole numbers, so that sums are exact.
+inline void test_wide_head(int rows, int n, int k, bool none_wants) {
+  const int stride = (n + 7) / 8 * 8, parts = (n + 255) / 256;
+  Buffer<bf16> x(size_t(rows) * k), w(size_t(n) * k);
+  for (size_t i = 0; i < x.size(); i++) x[i] = bf16(bf16_bits(float(integer_between(-2, 2))));
+  for (size_t i = 0; i < w.size(); i++) w[i] = bf16(bf16_bits(float(integer_between(-2, 2))));
+  const bf16 infinity = bf16(bf16_bits(INFINITY)), one = bf16(bf16_bits(1));
+  for (int i = 0; i < k; i++) x[5 * k + i] = bf16(bf16_bits(i == 0)), x[6 * k + i] = bf16(bf16_bits(-(i == 0)));
+  for (int c = 0; c < n; c++) w[size_t(c) * k] = bf16(bf16_bits(float(integer_between(1, 3))));  // of row 6 all are negative
+  for (const int c : {3, 70, n - 1}) w[size_t(c) * k] = infinity, w[size_t(c) * k + 1] = one;
+  for (int i = 0; i < k; i++) x[7 * k + i] = bf16(bf16_bits(NAN));
+  Buffer<wide::SampleRow> sampling(rows);
+  Buffer<float> logits(size_t(rows) * stride);
+  Buffer<u64> bests(size_t(rows) * parts);
+  const auto wants = [&](int m) { return !none_wants && (m % 3 == 0 || (m >= 64 && m < 128)) && m != rows - 1; };
+  for (int m = 0; m < rows; m++) {
+    sampling[m] = {0, 0, 1, 0, 1, 0, 0, -1, 1, 0, 0, 0, 0, 0, -1, 1};
+    if (!wants(m)) continue;
+    if (m % 2) sampling[m].temperature = 1;
+    else if (m % 4) sampling[m].state_slot = 0;
+    else sampling[m].logprobs = 0;
+  }
+  sampling[rows - 1] = {};  // nobody's
+  const WideLaunch l(false, 256, 0, rows, n);
+  const TensorMap x_map = {x.data(), k, rows, 128}, w_map = {w.data(), k, n, 128};
+  emu::launch({1, l.blocks, 1}, l.threads, l.shared, [&] {
+    wide::wide_head_n256(x_map, w_map, none_wants ? nullptr : sampling.data(), logits.data(), bests.data(), rows, n, k, stride);
+  }, l.cluster);
+  const std::string what = "wide_head_n256 rows " + std::to_string(rows) + " n " + std::to_string(n);
+  int unwritten = 0, wrong = 0, missed = 0;
+  for (int m = 0; m < rows; m++)
+    for (int part = 0; part < parts; part++) {
+      float most = -INFINITY;
+      int id = -1;
+      for (int c = part * 256; c < std::min(n, part * 256 + 256); c++) {
+        float sum = 0;
+        for (int i = 0; i < k; i++) sum += bf16_value(x[m * k + i]) * bf16_value(w[size_t(c) * k + i]);
+        const float stored = logits[size_t(m) * stride + c];
+        if (wants(m)) wrong += std::isnan(sum) ? !std::isnan(stored) : stored != sum;
+        else unwritten += std::isnan(stored);
+        if (sum > most) most = sum, id = c;
+      }
+      if (!wants(m)) unwritten -= std::min(n, part * 256 + 256) - part * 256;
+      const u64 best = bests[size_t(m) * parts + part];
+      missed += wide::candidate_value(best) != std::min(most, 3.402823466e38f) || (id >= 0 && wide::candidate_id(best) != id);
+    }
+  expect(wrong == 0, what + ": logits");
+  expect(unwritten == 0, what + ": logits that nobody wants");
+  expect(missed == 0, what + ": the likeliest of each part");
+}
+
 inline void test_wide_linear() {
+  test_wide_head(200, 600, 72, false);
+  test_wide_head(270, 333, 64, false);
+  test_wide_head(257, 512, 136, true);
   using namespace wide;
   using namespace split;
 #define CASE(NAME, ...) {NAME, #NAME, __VA_ARGS__}

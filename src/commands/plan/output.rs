@@ -7,7 +7,6 @@ use crate::exit::{self, Failure};
 use anyhow::Context;
 use mserve_planner::engine::EngineBudget;
 use mserve_planner::explain::{Explained, explain};
-use mserve_planner::model::families;
 use mserve_planner::plan::{self, CardRow, DoesNotFit, Plan, PlanRequest};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -64,7 +63,7 @@ impl Shown<'_> {
     /// What the engine itself would say of the best option.
     fn theirs(&self, request: &PlanRequest<'_>, plan: &Plan) -> Option<EngineBudget> {
         let best = plan.options.first()?;
-        plan::engine_budget(request, &families::program(request.spec), best.tensor_parallel_size)
+        plan::engine_budget(request, &request.demand.engine.program(request.spec), best.tensor_parallel_size)
     }
 
     pub fn does_not_fit(&self, error: &DoesNotFit) -> anyhow::Result<ExitCode> {

@@ -61,14 +61,14 @@ pub(super) fn gated_mlp(p: &mut Builder<'_>, h: BufferId, mlp: &MlpSpec, w: &str
 pub(super) fn head(p: &mut Builder<'_>, spec: &ModelSpec, x: BufferId, table: WeightId) -> BufferId {
     match spec.task {
         Task::Generate => {
-            let last = p.gather_last(x);
-            let h = p.norm(last, "model.norm");
+            let h = p.norm(x, "model.norm");
+            let last = p.gather_last(h);
             let weight = if spec.tied_embeddings {
                 table
             } else {
                 p.weight_as(Role::Head, "lm_head.weight", &[spec.vocab_size, spec.hidden_size], Shard::Vocab)
             };
-            p.lm_head(h, weight)
+            p.lm_head(last, weight)
         }
         Task::Embed { pooling } => {
             let h = p.norm(x, "model.norm");
@@ -76,9 +76,9 @@ pub(super) fn head(p: &mut Builder<'_>, spec: &ModelSpec, x: BufferId, table: We
             p.l2_normalize(pooled)
         }
         Task::Classify { labels } => {
-            let last = p.gather_last(x);
-            let h = p.norm(last, "model.norm");
-            p.project(h, "score", labels, Shard::Replicated, false, None)
+            let h = p.norm(x, "model.norm");
+            let last = p.gather_last(h);
+            p.project(last, "score", labels, Shard::Replicated, false, None)
         }
     }
 }

@@ -9,10 +9,16 @@ mod naming;
 mod phi3;
 mod planned;
 
+use super::tail::gather_early;
 use super::{Activation, AttentionSpec, Extras, Family, Ffn, LayerSpec, Mixer, MlpSpec, ModelSpec, Program};
 
-/// The ops of a model, in order.
+/// The ops of a model, in order, as this runtime runs them: rows without an output end in the last layer's attention.
 pub fn program(spec: &ModelSpec) -> Program {
+    gather_early(whole_layers(spec))
+}
+
+/// The ops of a model, in order, as vLLM and SGLang run them: every token goes through all layers and the last norm.
+pub fn whole_layers(spec: &ModelSpec) -> Program {
     if !plain(spec) {
         return planned::program(spec);
     }

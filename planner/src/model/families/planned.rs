@@ -214,8 +214,8 @@ impl Emit<'_, '_> {
 fn head(p: &mut Builder<'_>, spec: &ModelSpec, names: &Naming, x: BufferId, table: WeightId) -> BufferId {
     match spec.task {
         Task::Generate => {
-            let last = p.gather_last(x);
-            let h = if names.norms.is_empty() { last } else { p.norm(last, names.final_norm) };
+            let h = if names.norms.is_empty() { x } else { p.norm(x, names.final_norm) };
+            let last = p.gather_last(h);
             let weight = if spec.tied_embeddings {
                 table
             } else {
@@ -225,7 +225,7 @@ fn head(p: &mut Builder<'_>, spec: &ModelSpec, names: &Naming, x: BufferId, tabl
             if spec.extras.lm_head_bias {
                 p.weight(format!("{}.bias", names.head), &[spec.vocab_size], Shard::Vocab);
             }
-            p.lm_head(h, weight)
+            p.lm_head(last, weight)
         }
         Task::Embed { pooling } => {
             let h = p.norm(x, names.final_norm);
@@ -233,8 +233,8 @@ fn head(p: &mut Builder<'_>, spec: &ModelSpec, names: &Naming, x: BufferId, tabl
             p.l2_normalize(pooled)
         }
         Task::Classify { labels } => {
-            let last = p.gather_last(x);
-            let h = p.norm(last, names.final_norm);
+            let h = p.norm(x, names.final_norm);
+            let h = p.gather_last(h);
             // Encoders go through a dense layer as wide as they are.
             let encoder = matches!(spec.family, Family::BertLike | Family::DistilBert | Family::ModernBert);
             let h = match encoder {

@@ -1,5 +1,6 @@
 //! What a start does not wait for: products to measure and graphs to capture, a piece at a time.
 
+use super::super::arena::StepRows;
 use super::super::executor::PrefillChunks;
 use super::super::graph::Graph;
 use super::super::load::LoadedModel;
@@ -42,11 +43,11 @@ impl CudaBackend {
     /// stream order, so over activations that no step needs any more. False: the card has no room for graphs, since
     /// others took what was left of it; from then on steps are launched one kernel at a time.
     pub(super) fn capture(&mut self, bucket: usize) -> Result<bool, CudaError> {
-        let shape = decode_shape(bucket);
+        let (shape, rows) = (decode_shape(bucket), StepRows { tokens: bucket, sequences: bucket });
         let executor = &mut self.model.executor;
         let device = executor.device.clone();
         // SAFETY: the memory of the model was allocated for the largest step, which no bucket exceeds.
-        unsafe { run_products(&executor.plan, &mut executor.linears, bucket)? };
+        unsafe { run_products(&executor.plan, &mut executor.linears, rows)? };
         let graph = Graph::capture(&device, || {
             // SAFETY: as above; the graph is dropped before the memory (field order), and is only launched with metadata
             // of this shape on the device.

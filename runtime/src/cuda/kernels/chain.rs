@@ -5,7 +5,7 @@ use super::Geometry;
 /// Most rows that it takes.
 pub const CHAIN_ROWS: u32 = 64;
 /// Rows of boxes of weights of its products: o, gate_up, down, QKV.
-pub const CHAIN_BOX_ROWS: [u32; 4] = [8, GATED_WIDTH, COLUMNS, 8];
+pub const CHAIN_BOX_ROWS: [u32; 4] = [COLUMNS, GATED_WIDTH, COLUMNS, COLUMNS / 2];
 
 /// As in the `.cu` file.
 const CLUSTER: u32 = 8;
@@ -13,8 +13,8 @@ const DEPTH: u32 = 64;
 const COLUMNS: u32 = 64;
 const GATED_WIDTH: u32 = 48;
 const X_SLOTS: u32 = 16;
-const W_SLOTS: u32 = 3;
-const W_BYTES: u32 = 24_576;
+const W_SLOTS: u32 = 6;
+const W_BYTES: u32 = 2 * GATED_WIDTH * DEPTH * 2;
 const THREADS: u32 = 192;
 
 /// Columns of what is computed between two attentions.
@@ -32,19 +32,19 @@ impl ChainSizes {
     pub const fn takes(&self, head_dim: u32) -> bool {
         let whole = self.hidden.is_multiple_of(64) && self.attention.is_multiple_of(8) && self.inner.is_multiple_of(8);
         let room = X_SLOTS * DEPTH;
-        let fits = self.hidden <= room && self.attention <= room && self.inner <= room * CLUSTER;
-        whole && fits && self.hidden > 0 && (head_dim / 2).is_multiple_of(8)
+        let fits = self.hidden <= room && self.attention <= room * CLUSTER && self.inner <= room * CLUSTER;
+        whole && fits && self.hidden > 0 && (head_dim / 2).is_multiple_of(COLUMNS / 2)
     }
 
     /// Bytes of scratch for h times a norm's weights, then for sums of squares.
     pub const fn scratch_bytes(hidden: u64) -> (u64, u64) {
         let rows = CHAIN_ROWS as u64;
-        (rows * hidden * 2, rows * hidden.div_ceil(8) * 4)
+        (rows * hidden * 2, rows * hidden.div_ceil(16) * 4)
     }
 
     /// Clusters that have something to do.
     const fn clusters(&self) -> u32 {
-        let (o, gated) = ((self.hidden / 8).div_ceil(CLUSTER), self.inner.div_ceil(GATED_WIDTH).div_ceil(CLUSTER));
+        let (o, gated) = (self.hidden / COLUMNS, self.inner.div_ceil(GATED_WIDTH).div_ceil(CLUSTER));
         if o > gated { o } else { gated }
     }
 

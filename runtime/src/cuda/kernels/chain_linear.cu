@@ -1,62 +1,57 @@
 // All products between the attention of one layer and that of the next, for up to 64 rows, in one launch on Hopper:
 //
-//   h = h + x Wo^T;  a = silu(g) u of norm(h) Wgu^T;  h = h + a Wd^T;  q, k, v = norm(h) Wqkv^T + bias, turned, to the cache
+//   h = residual + x Wo^T;  a = silu(g) u of norm(h) Wgu^T;  h = h + a Wd^T;  q, k, v = norm(h) Wqkv^T + bias, turned, to the cache
 //
-// x [rows, attention], h [rows, hidden], a [rows, inner], qkv [rows, qkv] (only its queries are written), weights
+// x [rows, attention], residual and h [rows, hidden], which may be one, a [rows, inner], qkv [rows, qkv] (only its queries are written), weights
 // [hidden, attention], [2 inner, hidden], [hidden, inner], [qkv, hidden], norms [hidden], all bf16; sums in f32; caches and
-// tables as in linear.cuh. hidden a multiple of 64, the others of 8, head_dim / 2 too; hidden and attention up to 1,024,
-// inner up to 8,192. Without qkv the last product falls away. Scratch: normed [64, hidden] bf16, squares
-// [64, hidden / 8] f32; count: one u64 that begins at zero and is no other kernel's.
-// Maps: boxes of 64 rows of x, normed and a; of weights 8 rows (o, qkv), 48 (gate_up), 64 (down).
+// tables as in linear.cuh. hidden and qkv multiples of 64, the others of 8, head_dim / 2 of 32; hidden up to 1,024,
+// attention and inner up to 8,192. Without qkv the last product falls away. Scratch: normed [64, hidden] bf16, squares
+// [64, hidden / 16] f32; count: one u64 that begins at zero and is no other kernel's.
+// Maps: boxes of 64 rows of x, normed and a; of weights 64 rows (o, down), 48 (gate_up), 32 (qkv).
 //
-// All of x, or a block's part of it, lies in shared memory: the blocks of a cluster of 8 each bring some of it for all. A
-// tile is 64 rows by so many rows of weights that every multiprocessor has one; only the long k of the third product is
-// divided, among the blocks of a cluster, which add up through distributed shared memory. The norms: who finishes a row of h
-// also writes h times the norm's weights, and sums of its squares; the product behind scales its rows by what they come to.
-// All blocks run at a time and wait for one another between products, counting in global memory; weights of the next
-// product are under way by then.
+// A tile is 64 rows by 64 rows of weights (gate_up: 96, so that every multiprocessor has one); the blocks of a cluster of 8
+// divide k (qkv: four do; gate_up: none, they bring x for one another) and add up through distributed shared memory. The
+// norms: who finishes a row of h also writes h times the norm's weights, and sums of its squares; the product behind scales
+// its rows by what they come to. All blocks run at a time and wait for one another between products, counting in global
+// memory; weights of the next product are under way by then.
 // Grid: y = blocks; 192 threads: four warps compute, one brings weights, one rows; dynamic shared memory: see chain.rs.
 // Expected: 64 rows on an H200, 0.5B: see BENCHMARKS.md; bytes of weights would take 6.8 us.
 
 #define DEPTH 64  // of k at a time: a row of 128 bytes
-#define BATCH 2   // steps of k whose products begin together; beyond k there are zeros
 #define ROWS 64
 #define CLUSTER 8
 #define COMPUTING 128
 #define THREADS 192
 #define X_SLOTS 16
-#define W_SLOTS 3
+#define W_SLOTS 6
 #define WAITS 3  // of all blocks for one another
 #define X_BYTES (ROWS * DEPTH * 2)
-#define W_BYTES 24576
-#define COLUMNS 64  // of a tile of the third product
-#define OWN_ROWS (ROWS / CLUSTER)
+#define W_BYTES 12288
+#define COLUMNS 64  // rows of weights of a tile, but for gate_up
 #define STRIDE (COLUMNS + 16)
 #define PARTS_BYTES (ROWS * STRIDE * 4)
-#define SQUARES (X_SLOTS * DEPTH / 8 / 8)  // loads of a thread
+#define SQUARES (X_SLOTS * DEPTH / 16 / 8)  // loads of a thread
 #define STAGED_ROW 112  // bytes between rows of a gated tile: no two of eight meet in a bank
 
 enum Which { O, GATE_UP, DOWN, QKV };
 
-// Weights of a tile: so many boxes of so many rows.
 template <Which W> struct Tile {
-  static constexpr int BOXES = W == GATE_UP || W == QKV ? 2 : 1;
-  static constexpr int WIDTH = W == DOWN ? COLUMNS : W == GATE_UP ? 48 : 8;  // rows of a box: of y, pairs of qkv
-  static constexpr int WEIGHTS = BOXES * WIDTH;
+  static constexpr int SPLIT = W == GATE_UP ? 1 : W == QKV ? 4 : CLUSTER;  // blocks that divide k
+  static constexpr int BOXES = W == GATE_UP || W == QKV ? 2 : 1;            // of weights
+  static constexpr int WIDTH = W == GATE_UP ? 48 : COLUMNS / BOXES;         // rows of a box: columns of y, pairs of qkv
+  static constexpr int WEIGHTS = BOXES * WIDTH, OWN_ROWS = ROWS / SPLIT;
   static constexpr u32 BYTES = WEIGHTS * DEPTH * 2;  // of a step of k
-  static constexpr int STEPS = W_BYTES / BYTES / BATCH * BATCH;  // in a place of the ring
-  static constexpr int SPLIT = W == DOWN ? CLUSTER : 1;
 };
 
 struct Product {
   const TensorMap *x, *w;
-  const bf16* weights;  // what w is of
   int units, k;  // columns of y, or pairs of them
   const bf16* norm_after;
   float eps;  // of the norm before
 };
 
 struct Chain {
+  const bf16* residual;
   bf16 *h, *normed;
   float* squares;
   bf16* inner;
@@ -66,14 +61,19 @@ struct Chain {
   Places places;
 };
 
-// Steps of k.
-DEVICE int steps_of(const Product& p) { return ceil_div(p.k, DEPTH * BATCH) * BATCH; }
+struct WRing {
+  int slot = 0;
+  u32 parity = 0;
+  DEVICE void next() {
+    if (++slot == W_SLOTS) slot = 0, parity ^= 1;
+  }
+};
 
 // What this block does of its cluster's tiles.
 struct Share { int tile, begin, steps; };
 
 struct Block {
-  u8* parts;  // sums of this block's rows, from those that divide k [CLUSTER][OWN_ROWS][STRIDE] f32
+  u8* parts;  // sums of this block's rows, from those that divide k [SPLIT][OWN_ROWS][STRIDE] f32
   float* scales;
   smem_t x_at, w_ring, parts_at, x_full, w_full, w_empty, parts_full, parts_empty, begun;
   int rank, cluster, clusters;
@@ -100,60 +100,34 @@ struct Block {
     return max(0, ceil_div(groups - cluster, clusters));
   }
   template <Which W> DEVICE Share share(const Product& p, int round) const {
-    const int all = steps_of(p), group = cluster + round * clusters;
-    if (W != DOWN) return {group * CLUSTER + rank, 0, (group * CLUSTER + rank) * Tile<W>::WIDTH < p.units ? all : 0};
-    const int each = ceil_div(all, CLUSTER * BATCH) * BATCH, begin = rank * each;
-    return {group, begin, max(0, min(all - begin, each))};
+    constexpr int SPLIT = Tile<W>::SPLIT;
+    const int all = ceil_div(p.k, DEPTH), each = ceil_div(all, SPLIT), begin = rank % SPLIT * each;
+    const int tile = (cluster + round * clusters) * (CLUSTER / SPLIT) + rank / SPLIT;
+    return {tile, begin, tile * Tile<W>::WIDTH < p.units ? max(0, min(all - begin, each)) : 0};
   }
 };
 
-// The warp that brings weights; its first lane copies.
-struct Weights {
-  const Block& b;
-  const Places& places;
-  int slot = 0;
-  u32 parity = 1;
-
-  template <Which W> DEVICE int row(const Product& p, int tile, int box) const {
-    const int first = tile * Tile<W>::WIDTH;
-    if (W == GATE_UP) return first + box * p.units;
-    if (W == QKV) return pair_row<ROTATED>(places, first) + box * (places.head_dim >> 1);
-    return first;
-  }
-  template <Which W> DEVICE void bring(const Product& p) {
-    typedef Tile<W> T;
-    for (int round = 0, rounds = b.rounds<W>(p); round < rounds; round++) {
-      const Share s = b.share<W>(p, round);
-      for (int step = 0; step < s.steps; step += T::STEPS) {
-        const int count = min(T::STEPS, s.steps - step);
-        const smem_t to = b.w_ring + slot * W_BYTES, full = b.w_full + slot * 8;
-        barrier_wait(b.w_empty + slot * 8, parity);
-        barrier_arrive_expect(full, count * T::BYTES);
-        for (int i = 0; i < count; i++)
-#pragma unroll
-          for (int box = 0; box < T::BOXES; box++)
-            copy_box(to + i * T::BYTES + box * (T::WIDTH * DEPTH * 2), p.w, (s.begin + step + i) * DEPTH, row<W>(p, s.tile, box), full);
-        if (++slot == W_SLOTS) slot = 0, parity ^= 1;
-      }
+template <Which W> DEVICE void bring_weights(const Block& b, const Product& p, const Places& places, WRing& ring) {
+  typedef Tile<W> T;
+  for (int round = 0, rounds = b.rounds<W>(p); round < rounds; round++) {
+    const Share s = b.share<W>(p, round);
+    const int first = W == QKV ? pair_row<ROTATED>(places, s.tile * T::WIDTH) : s.tile * T::WIDTH;
+    const int second = first + (W == GATE_UP ? p.units : places.head_dim >> 1);
+    for (int step = 0; step < s.steps; step++, ring.next()) {
+      const smem_t to = b.w_ring + ring.slot * W_BYTES, full = b.w_full + ring.slot * 8;
+      barrier_wait(b.w_empty + ring.slot * 8, ring.parity ^ 1);
+      barrier_arrive_expect(full, T::BYTES);
+      copy_box(to, p.w, (s.begin + step) * DEPTH, first, full);
+      if (T::BOXES == 2) copy_box(to + T::BYTES / 2, p.w, (s.begin + step) * DEPTH, second, full);
     }
   }
-  // What the ring has no room for yet of the first tile, to L2. Not by the copy engine, which does one after the other.
-  template <Which W> DEVICE void bring_near(const Product& p, int from) const {
-    if (b.rounds<W>(p) == 0) return;
-    const Share s = b.share<W>(p, 0);
-    for (int i = threadIdx.x & 31; i < Tile<W>::WEIGHTS * (s.steps - from); i += 32) {
-      const int r = i % Tile<W>::WEIGHTS, step = s.begin + from + i / Tile<W>::WEIGHTS;
-      const int at = row<W>(p, s.tile, r / Tile<W>::WIDTH) + r % Tile<W>::WIDTH;
-      if (step * DEPTH >= p.k || (W == DOWN && at >= p.units)) continue;
-      prefetch_line(p.weights + (u64)at * p.k + step * DEPTH);
-    }
-  }
-};
+}
 
-// Rows, once for all tiles of a product. Those of the product before are not needed any more.
+// Rows, or a block's part of their columns, once for all tiles of a product. Those of the product before are not needed
+// any more.
 template <Which W> DEVICE void bring_rows(const Block& b, const Product& p) {
   if (b.rounds<W>(p) == 0) return;
-  if (W == DOWN) {
+  if (W != GATE_UP) {
     const Share s = b.share<W>(p, 0);
     for (int step = 0; step < s.steps; step++) {
       barrier_arrive_expect(b.x_full + step * 8, X_BYTES);
@@ -161,8 +135,7 @@ template <Which W> DEVICE void bring_rows(const Block& b, const Product& p) {
     }
     return;
   }
-  const int steps = steps_of(p);
-  for (int step = 0; step < steps; step++) {
+  for (int step = 0, steps = ceil_div(p.k, DEPTH); step < steps; step++) {
     barrier_arrive_expect(b.x_full + step * 8, X_BYTES);
     if (step % CLUSTER == b.rank)
       copy_box_to_all(b.x_at + step * X_BYTES, p.x, step * DEPTH, 0, b.x_full + step * 8, (1 << CLUSTER) - 1);
@@ -204,8 +177,9 @@ struct Computing {
   const Block& b;
   const Chain& c;
   const tile_t x_tile, w_tile;
-  int warp, lane, slot = 0;
-  u32 w_parity = 0, x_parities = 0, exchanges = 0, waits = 0;
+  int warp, lane;
+  WRing ring;
+  u32 x_parities = 0, exchanges = 0, waits = 0;
   TurnTwo turns[2];
   u32 bias[2];
   float4 squares[SQUARES];
@@ -216,34 +190,23 @@ struct Computing {
     warp = __shfl_sync(FULL_WARP, threadIdx.x >> 5, 0), lane = threadIdx.x & 31;
   }
 
-  // Products of BATCH steps of k; the weights are `at` steps into their place.
-  template <Which W> DEVICE void begin(float (&d)[Tile<W>::WEIGHTS / 8][4], int step, int at, bool first) {
-    if (first)
-      for (int s = step; s < step + BATCH; s++) barrier_wait(b.x_full + s * 8, x_parities >> s & 1);
-    const tile_t x = moved_tile(x_tile, step * X_BYTES), w = moved_tile(w_tile, slot * W_BYTES + at * Tile<W>::BYTES);
-    wgmma_settle(d);
-    wgmma_fence();
-#pragma unroll
-    for (int j = 0; j < BATCH; j++)
-#pragma unroll
-      for (int s = 0; s < DEPTH / 16; s++)
-        wgmma_shared(d, moved_tile(x, j * X_BYTES + s * 32), moved_tile(w, j * Tile<W>::BYTES + s * 32), 1);
-    wgmma_commit();
-  }
   // x is waited for by the first tile of a product.
   template <Which W> DEVICE void multiply(float (&d)[Tile<W>::WEIGHTS / 8][4], int steps, bool first) {
-    typedef Tile<W> T;
 #pragma unroll
-    for (int j = 0; j < T::WEIGHTS / 8; j++) d[j][0] = d[j][1] = d[j][2] = d[j][3] = 0.f;
+    for (int j = 0; j < Tile<W>::WEIGHTS / 8; j++) d[j][0] = d[j][1] = d[j][2] = d[j][3] = 0.f;
     int before = -1;
-    for (int base = 0; base < steps; base += T::STEPS) {
-      const int count = min(T::STEPS, steps - base);
-      barrier_wait(b.w_full + slot * 8, w_parity);
-      for (int i = 0; i < count; i += BATCH) begin<W>(d, base + i, i, first);
-      wgmma_wait<1>();  // those of the place before are done
+    for (int step = 0; step < steps; step++, ring.next()) {
+      const tile_t x = moved_tile(x_tile, step * X_BYTES), w = moved_tile(w_tile, ring.slot * W_BYTES);
+      barrier_wait(b.w_full + ring.slot * 8, ring.parity);
+      if (first) barrier_wait(b.x_full + step * 8, x_parities >> step & 1);
+      wgmma_settle(d);
+      wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < DEPTH / 16; s++) wgmma_shared(d, moved_tile(x, s * 32), moved_tile(w, s * 32), 1);
+      wgmma_commit();
+      wgmma_wait<1>();  // those of the step before are done
       if (before >= 0 && lane == 0) barrier_arrive(b.w_empty + before * 8);
-      before = slot;
-      if (++slot == W_SLOTS) slot = 0, w_parity ^= 1;
+      before = ring.slot;
     }
     wgmma_wait<0>();
     wgmma_settle(d);
@@ -251,8 +214,8 @@ struct Computing {
     if (first) x_parities ^= (1u << steps) - 1;
   }
   // A block without a tile has been brought x all the same.
-  template <Which W> DEVICE void pass_over(const Product& p) {
-    const int steps = steps_of(p);
+  DEVICE void pass_over(const Product& p) {
+    const int steps = ceil_div(p.k, DEPTH);
     for (int step = 0; step < steps; step++) barrier_wait(b.x_full + step * 8, x_parities >> step & 1);
     x_parities ^= (1u << steps) - 1;
   }
@@ -265,8 +228,8 @@ struct Computing {
   }
 
   // The sums of squares of a row of h, by two threads: under way while a product runs that is scaled by them.
-  DEVICE void load_squares(int parts) {
-    const int row = threadIdx.x >> 1;
+  DEVICE void load_squares() {
+    const int parts = c.hidden / 16, row = threadIdx.x >> 1;
 #pragma unroll
     for (int i = 0; i < SQUARES; i++) {
       const int at = (threadIdx.x & 1) * 4 + i * 8;
@@ -285,47 +248,16 @@ struct Computing {
     return b.scales + warp * 16 + (lane >> 2);
   }
 
-  // h = h + x W^T for eight columns, and its norm's beginnings.
-  DEVICE void o(const Product& p) {
-    const int r = warp * 16 + (lane >> 2), parts = c.hidden / 8;
-    const int rounds = b.rounds<O>(p);
-    for (int round = 0; round < rounds; round++) {
-      const Share s = b.share<O>(p, round);
-      const int column = s.tile * 8 + (lane & 3) * 2;
-      u32 before[2] = {0, 0}, weights = 0;
-      if (s.steps > 0) {
-        weights = *(const u32*)(p.norm_after + column);
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-          if (r + i * 8 < c.rows) before[i] = load_fresh4(c.h + (u64)(r + i * 8) * c.hidden + column);
-      }
-      float d[1][4];
-      if (s.steps == 0 && round == 0) pass_over<O>(p);
-      multiply<O>(d, s.steps, round == 0 && s.steps > 0);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const u32 sum = pack_bf16(d[0][i * 2] + low_bf16(before[i]), d[0][i * 2 + 1] + high_bf16(before[i]));
-        float square = low_bf16(sum) * low_bf16(sum) + high_bf16(sum) * high_bf16(sum);
-        square += __shfl_xor_sync(FULL_WARP, square, 1);
-        square += __shfl_xor_sync(FULL_WARP, square, 2);
-        if (r + i * 8 >= c.rows || s.steps == 0) continue;
-        const u64 at = (u64)(r + i * 8) * c.hidden + column;
-        *(u32*)(c.h + at) = sum, *(u32*)(c.normed + at) = mul_bf16x2(sum, weights);
-        if ((lane & 3) == 0) c.squares[(r + i * 8) * parts + s.tile] = square;
-      }
-    }
-  }
-
   DEVICE void gate_up(const Product& p) {
     typedef Tile<GATE_UP> T;
-    load_squares(c.hidden / 8);
+    load_squares();
     float scales[2];
     const smem_t staged = b.parts_at + warp * 16 * STAGED_ROW;
     const int rounds = b.rounds<GATE_UP>(p);
     for (int round = 0; round < rounds; round++) {
       const Share s = b.share<GATE_UP>(p, round);
       float d[T::WEIGHTS / 8][4];
-      if (s.steps == 0 && round == 0) pass_over<GATE_UP>(p);
+      if (s.steps == 0 && round == 0) pass_over(p);
       multiply<GATE_UP>(d, s.steps, round == 0 && s.steps > 0);
       if (round == 0) {
         const float* found = find_scales(p.eps);
@@ -354,47 +286,53 @@ struct Computing {
   }
 
   // Rows eight apart would meet in a bank.
-  DEVICE static u32 place(int part, int r, int column) {
-    return ((part * OWN_ROWS + r % OWN_ROWS) * STRIDE + (column ^ (r & 8))) * 4;
+  DEVICE static u32 place(int part, int own_rows, int r, int column) {
+    return ((part * own_rows + r % own_rows) * STRIDE + (column ^ (r & 8))) * 4;
   }
 
   // Sums to the block that finishes their row.
-  DEVICE void exchange(const float (&d)[COLUMNS / 8][4]) {
+  template <Which W> DEVICE void exchange(const float (&d)[COLUMNS / 8][4]) {
+    constexpr int SPLIT = Tile<W>::SPLIT, OWN_ROWS = Tile<W>::OWN_ROWS;
     barrier_wait_in_cluster(b.parts_empty, (exchanges & 1) ^ 1);
     const bool odd = lane & 1;
-    const int r = warp * 16 + (lane >> 2) + odd * 8;
+    const int r = warp * 16 + (lane >> 2) + odd * 8, owner = b.rank / SPLIT * SPLIT + r / OWN_ROWS;
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j++) {
       // A lane gets four columns of one row: it gives its neighbour what it has of the other.
       const float u = __shfl_xor_sync(FULL_WARP, odd ? d[j][0] : d[j][2], 1);
       const float v = __shfl_xor_sync(FULL_WARP, odd ? d[j][1] : d[j][3], 1);
-      const smem_t to = b.parts_at + place(b.rank, r, j * 8 + (lane & 2) * 2);
+      const smem_t to = b.parts_at + place(b.rank % SPLIT, OWN_ROWS, r, j * 8 + (lane & 2) * 2);
       if (r >= c.rows) continue;
-      if (odd) store_in_cluster4(to, r / OWN_ROWS, u, v, d[j][2], d[j][3]);
-      else store_in_cluster4(to, r / OWN_ROWS, d[j][0], d[j][1], u, v);
+      if (odd) store_in_cluster4(to, owner, u, v, d[j][2], d[j][3]);
+      else store_in_cluster4(to, owner, d[j][0], d[j][1], u, v);
     }
     __syncwarp();
     if (lane < CLUSTER) barrier_arrive_in_cluster(b.parts_full, lane);
     barrier_wait_in_cluster(b.parts_full, exchanges++ & 1);
   }
+  DEVICE void parts_read() const {
+    __syncwarp();
+    if (lane < CLUSTER) barrier_arrive_in_cluster(b.parts_empty, lane);
+  }
 
   // h = h + x W^T for 64 columns, eight rows a block, and its norm's beginnings.
-  DEVICE void down(const Product& p) {
-    const int r = b.rank * OWN_ROWS + threadIdx.x / 16, at = threadIdx.x % 16 * 4, parts = c.hidden / 16;
-    const int rounds = b.rounds<DOWN>(p);
-    for (int round = 0; round < rounds; round++) {
-      const Share s = b.share<DOWN>(p, round);
+  template <Which W> DEVICE void add(const Product& p) {
+    constexpr int OWN_ROWS = Tile<W>::OWN_ROWS;
+    static_assert(OWN_ROWS * COLUMNS == COMPUTING * 4);
+    const int r = b.rank * OWN_ROWS + threadIdx.x / 16, at = threadIdx.x % 16 * 4;
+    for (int round = 0, rounds = b.rounds<W>(p); round < rounds; round++) {
+      const Share s = b.share<W>(p, round);
       const int column = s.tile * COLUMNS + at;
-      const bool there = r < c.rows && column < c.hidden;
+      const bool there = r < c.rows;
       u32x2 before = {{0, 0}}, weights = {{0, 0}};
-      if (there) before = load_fresh8(c.h + (u64)r * c.hidden + column), weights = *(const u32x2*)(p.norm_after + column);
+      if (there) before = load_fresh8((W == O ? c.residual : c.h) + (u64)r * c.hidden + column), weights = *(const u32x2*)(p.norm_after + column);
       float d[COLUMNS / 8][4];
-      multiply<DOWN>(d, s.steps, round == 0);
-      exchange(d);
+      multiply<W>(d, s.steps, round == 0);
+      exchange<W>(d);
       float4 sum = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int part = 0; part < CLUSTER; part++) {
-        const float4 v = *(const float4*)(b.parts + place(part, r, at));
+        const float4 v = *(const float4*)(b.parts + place(part, OWN_ROWS, r, at));
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
       const u32 low = pack_bf16(sum.x + low_bf16(before.r[0]), sum.y + high_bf16(before.r[0]));
@@ -404,42 +342,51 @@ struct Computing {
       square += __shfl_xor_sync(FULL_WARP, square, 1);
       square += __shfl_xor_sync(FULL_WARP, square, 2);
       if (there) {
-        *(u32x2*)(c.h + (u64)r * c.hidden + column) = {{low, high}};
         *(u32x2*)(c.normed + (u64)r * c.hidden + column) = {{mul_bf16x2(low, weights.r[0]), mul_bf16x2(high, weights.r[1])}};
-        if (at % 16 == 0) c.squares[r * parts + column / 16] = square;
+        if (at % 16 == 0) c.squares[r * (c.hidden / 16) + column / 16] = square;
+        *(u32x2*)(c.h + (u64)r * c.hidden + column) = {{low, high}};
       }
-      __syncwarp();
-      if (lane < CLUSTER) barrier_arrive_in_cluster(b.parts_empty, lane);
+      parts_read();
     }
   }
 
-  // Where eight pairs of packed heads go. Nothing that it reads is written by kernels.
+  // Where this thread's pairs of packed heads go. Nothing that it reads is written by kernels.
+  DEVICE int qkv_row(int i) const { return b.rank % Tile<QKV>::SPLIT * Tile<QKV>::OWN_ROWS + threadIdx.x / 16 + i * 8; }
   DEVICE void prepare_qkv(const Product& p, int round) {
-    const int r = warp * 16 + (lane >> 2), pair = b.share<QKV>(p, round).tile * 8 + (lane & 3) * 2;
-    turns[0].find(c, r, pair), turns[1].find(c, r + 8, pair);
+    const int pair = b.share<QKV>(p, round).tile * Tile<QKV>::WIDTH + threadIdx.x % 16 * 2;
+    turns[0].find(c, qkv_row(0), pair), turns[1].find(c, qkv_row(1), pair);
     bias[0] = bias[1] = 0;
     if (c.qkv.bias == nullptr || pair >= p.units) return;
     const bf16* from = c.qkv.bias + pair_row<ROTATED>(c.places, pair);
     bias[0] = *(const u32*)from, bias[1] = *(const u32*)(from + (c.places.head_dim >> 1));
   }
   DEVICE void qkv(const Product& p) {
-    const int rounds = b.rounds<QKV>(p), half = c.places.head_dim >> 1;
-    load_squares(c.hidden / 16);
-    float scales[2];
-    for (int round = 0; round < rounds; round++) {
+    constexpr int OWN_ROWS = Tile<QKV>::OWN_ROWS, HALF = Tile<QKV>::WIDTH;
+    static_assert(OWN_ROWS * HALF / 2 == COMPUTING * 2);
+    const int half = c.places.head_dim >> 1, at = threadIdx.x % 16 * 2;
+    load_squares();
+    for (int round = 0, rounds = b.rounds<QKV>(p); round < rounds; round++) {
       const Share s = b.share<QKV>(p, round);
       if (round > 0) prepare_qkv(p, round);
-      float d[2][4];
-      if (s.steps == 0 && round == 0) pass_over<QKV>(p);
-      multiply<QKV>(d, s.steps, round == 0 && s.steps > 0);
-      if (round == 0) {
-        const float* found = find_scales(p.eps);
-        scales[0] = found[0], scales[1] = found[8];
-      }
+      float d[COLUMNS / 8][4];
+      multiply<QKV>(d, s.steps, round == 0);
+      if (round == 0) find_scales(p.eps);
+      exchange<QKV>(d);
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        turns[i].store(d[0][i * 2] * scales[i] + low_bf16(bias[0]), d[0][i * 2 + 1] * scales[i] + high_bf16(bias[0]),
-                       d[1][i * 2] * scales[i] + low_bf16(bias[1]), d[1][i * 2 + 1] * scales[i] + high_bf16(bias[1]), half);
+      for (int i = 0; i < 2; i++) {
+        const int r = qkv_row(i);
+        float2 x = {0.f, 0.f}, y = {0.f, 0.f};
+#pragma unroll
+        for (int part = 0; part < Tile<QKV>::SPLIT; part++) {
+          const float2 u = *(const float2*)(b.parts + place(part, OWN_ROWS, r, at));
+          const float2 v = *(const float2*)(b.parts + place(part, OWN_ROWS, r, at + HALF));
+          x.x += u.x, x.y += u.y, y.x += v.x, y.y += v.y;
+        }
+        const float scale = b.scales[r];
+        turns[i].store(x.x * scale + low_bf16(bias[0]), x.y * scale + high_bf16(bias[0]), y.x * scale + low_bf16(bias[1]),
+                       y.y * scale + high_bf16(bias[1]), half);
+      }
+      parts_read();
     }
   }
 };
@@ -448,8 +395,7 @@ KERNEL void __launch_bounds__(THREADS, 1)
 chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap o_map,
              const __grid_constant__ TensorMap normed_map, const __grid_constant__ TensorMap gate_up_map,
              const __grid_constant__ TensorMap inner_map, const __grid_constant__ TensorMap down_map,
-             const __grid_constant__ TensorMap qkv_map, const bf16* __restrict__ gate_up_weights,
-             const bf16* __restrict__ down_weights, const bf16* __restrict__ qkv_weights, bf16* h, bf16* normed, float* squares, bf16* inner, u64* count,
+             const __grid_constant__ TensorMap qkv_map, const bf16* residual, bf16* h, bf16* normed, float* squares, bf16* inner, u64* count,
              const bf16* mlp_norm, const bf16* next_norm, const bf16* qkv_bias, bf16* qkv_out, const int* positions,
              const int* slots, const float* cos_table, const float* sin_table, bf16* key_cache, bf16* value_cache, int rows,
              int hidden, int attention, int inner_width, int qkv_width, int heads, int kv_heads, int head_dim, float mlp_eps,
@@ -458,24 +404,21 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
   let_next_kernel_start();
   const Places places = {positions, slots, cos_table, sin_table, key_cache, value_cache, heads, kv_heads, head_dim};
   const Operands qkv_operands = {nullptr, nullptr, nullptr, qkv_bias, nullptr, qkv_out, rows, qkv_width, hidden, 0.f, 0};
-  const Chain c = {h, normed, squares, inner, count, rows, hidden, qkv_operands, places};
-  const Product o = {&x_map, &o_map, nullptr, hidden, attention, mlp_norm, 0.f};
-  const Product gate_up = {&normed_map, &gate_up_map, gate_up_weights, inner_width, hidden, nullptr, mlp_eps};
-  const Product down = {&inner_map, &down_map, down_weights, hidden, inner_width, next_norm, 0.f};
-  const Product qkv = {&normed_map, &qkv_map, qkv_weights, qkv_width / 2, hidden, nullptr, next_eps};
+  const Chain c = {residual, h, normed, squares, inner, count, rows, hidden, qkv_operands, places};
+  const Product o = {&x_map, &o_map, hidden, attention, mlp_norm, 0.f};
+  const Product gate_up = {&normed_map, &gate_up_map, inner_width, hidden, nullptr, mlp_eps};
+  const Product down = {&inner_map, &down_map, hidden, inner_width, next_norm, 0.f};
+  const Product qkv = {&normed_map, &qkv_map, qkv_width / 2, hidden, nullptr, next_eps};
   const Block b(shared);
   if (threadIdx.x == COMPUTING) b.prepare_barriers();
   __syncthreads();
   cluster_arrive();
-  if (threadIdx.x >= COMPUTING && threadIdx.x < COMPUTING + 32) {
-    Weights weights = {b, places};
-    const bool copies = threadIdx.x == COMPUTING;
-    if (copies) weights.bring<O>(o);
-    __syncwarp();
-    weights.bring_near<GATE_UP>(gate_up, (W_SLOTS - 1) * Tile<GATE_UP>::STEPS);
-    weights.bring_near<DOWN>(down, 0);
-    weights.bring_near<QKV>(qkv, 0);
-    if (copies) weights.bring<GATE_UP>(gate_up), weights.bring<DOWN>(down), weights.bring<QKV>(qkv);
+  if (threadIdx.x == COMPUTING) {
+    WRing ring;
+    bring_weights<O>(b, o, places, ring);
+    bring_weights<GATE_UP>(b, gate_up, places, ring);
+    bring_weights<DOWN>(b, down, places, ring);
+    bring_weights<QKV>(b, qkv, places, ring);
   }
   if (threadIdx.x >= COMPUTING) __syncwarp();
   if (threadIdx.x < COMPUTING || threadIdx.x >= COMPUTING + 32) cluster_wait();  // all have begun: their memory may be written
@@ -494,13 +437,13 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
     Computing computing(b, c);
     computing.prepare_qkv(qkv, 0);
     wait_for_previous_kernels();
-    computing.o(o);
+    computing.add<O>(o);
     computing.tell_all();
     computing.wait_for_all();
     computing.gate_up(gate_up);
     computing.tell_all();
     computing.wait_for_all();
-    computing.down(down);
+    computing.add<DOWN>(down);
     computing.tell_all();
     if (qkv_width > 0) computing.wait_for_all(), computing.qkv(qkv);
   }
@@ -511,12 +454,10 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
   cluster_wait();
 }
 
-#undef BATCH
 #undef CLUSTER
 #undef COLUMNS
 #undef COMPUTING
 #undef DEPTH
-#undef OWN_ROWS
 #undef PARTS_BYTES
 #undef ROWS
 #undef SQUARES

@@ -2,7 +2,7 @@
 //!
 //! Every kernel waits for the one before it before it touches what that one wrote, so all may overlap with it.
 
-use super::{Geometry, PREFILL_ROWS, prefill_key_tile};
+use super::{Geometry, PREFILL_ROWS, head_bests, prefill_key_tile};
 
 /// Widest row that a norm holds in registers: 1,024 threads of 4 vectors of 8.
 pub const NORM_WIDTH_MAX: u32 = 32_768;
@@ -107,6 +107,12 @@ impl Prefill {
 
 pub fn sample(rows: u32) -> Geometry {
     plain([rows, 1, 1], 1024)
+}
+
+/// Scratch of the choice of tokens in steps of at most so many rows, u64: the likeliest of parts of rows, from `sample_scan`
+/// or from the head.
+pub fn bests(rows: usize, vocab: u32) -> usize {
+    rows.max(SCAN_BLOCKS as usize).max(head_bests(rows, vocab))
 }
 
 /// Blocks that look at one row in `sample_scan`: about eight a multiprocessor in all. Scratch: `rows * parts` u64, at most
@@ -224,7 +230,8 @@ mod tests {
     #[test]
     fn a_scan_needs_no_more_scratch_than_there_is() {
         assert_eq!([1, 8, 64, 256, 2000].map(sample_parts), [128, 128, 16, 4, 1]);
-        assert!((1..4096).all(|rows| sample_parts(rows) * rows <= SCAN_BLOCKS.max(rows)));
+        assert!((1..4096).all(|rows| (sample_parts(rows) * rows) as usize <= bests(rows as usize, 1)));
+        assert_eq!([bests(64, 151_936), bests(512, 151_936)], [1024, 512 * 594]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 // What the choice of tokens sees of a row: its parameters, its logits and what is done to them before they are compared.
-// Precedes sample.cu and sample_scan.cu.
+// Precedes sample.cu, sample_scan.cu and wide_head.cu.
 
 #define GREEDY_TEMPERATURE 1e-5f
 #define ROW_THREADS 1024  // of a block that reads a whole row
@@ -75,6 +75,8 @@ struct Logits {
 };
 
 DEVICE bool is_greedy(const SampleRow& p) { return !(p.temperature >= GREEDY_TEMPERATURE); }
+// Nothing is wanted of the row but the likeliest token of its logits as they are.
+DEVICE bool is_plain(const SampleRow& p) { return is_greedy(p) && p.logprobs < 0 && p.state_slot < 0; }
 DEVICE Logits logits_of(const SampleRow& p, const float* all_logits, const u16* state, const int* bias_tokens,
                         const float* bias_values, int row, int row_stride, int vocab) {
   return {all_logits + (u64)row * row_stride, state, bias_tokens + p.bias_begin, bias_values + p.bias_begin, vocab,

@@ -2,8 +2,8 @@
 //!
 //! Sources are header-free CUDA C++ (`*.cu`, one op a file), embedded as text; every file opens with what it does, the
 //! shapes and layouts of its arguments and the rate to expect. `ptx.cuh` holds the machine's instructions, `prelude.cuh`
-//! the arithmetic they share; both precede each file. `wgmma.cuh`, `linear.cuh` and `logits.cuh` precede those that name
-//! them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
+//! the arithmetic they share; both precede each file. `wgmma.cuh`, `wide.cuh`, `linear.cuh` and `logits.cuh` precede those
+//! that name them. The CPU emulation (`tests/cuda_emulation`) compiles the same files.
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
@@ -19,11 +19,11 @@ pub use chain::{CHAIN_BOX_ROWS, CHAIN_ROWS, ChainSizes, chain_block, chain_for};
 pub use decode::{Decode, DecodeLaunch, Shares};
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
-    Prefill, Products, SCAN_BLOCKS, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope, sample,
+    Prefill, Products, SCAN_BLOCKS, bests, embed, gated_act, gather, prefill_tiles, product, rms_norm, rope, sample,
     sample_parts, sample_scan, token_state_reset,
 };
 pub use sample_row::{SAMPLE_ROW_WORDS, SampleRow};
-pub use wide::{WIDE, Wide};
+pub use wide::{WIDE, Wide, WideResult, head_bests, head_parts};
 
 use super::compile::KernelSource;
 
@@ -37,6 +37,7 @@ pub const PREFILL_ROWS: u32 = 128;
 const PTX: &str = include_str!("ptx.cuh");
 const PRELUDE: &str = include_str!("prelude.cuh");
 const WGMMA: &str = include_str!("wgmma.cuh");
+const WIDE_PRODUCT: &str = include_str!("wide.cuh");
 const LINEAR: &str = include_str!("linear.cuh");
 const LOGITS: &str = include_str!("logits.cuh");
 
@@ -74,7 +75,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 17] = [
+pub const FILES: [KernelFile; 18] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -128,6 +129,7 @@ pub const FILES: [KernelFile; 17] = [
         Variants::Hopper,
         ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
     ),
+    file!("wide_head", Variants::Hopper, ["wide_head_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
     file!("chain_linear", Variants::Hopper, ["chain_linear"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
@@ -157,13 +159,16 @@ impl KernelFile {
     /// The text and options for one compilation. `head_dim` only for files that are compiled per head dimension.
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
-        let shared = match self.name {
-            "chain_linear" => &format!("{WGMMA}\n{LINEAR}"),
-            _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => WGMMA,
-            "fused_linear" | "tile_linear" => LINEAR,
-            "sample" | "sample_scan" => LOGITS,
-            _ => "",
+        let shared: &[&str] = match self.name {
+            "chain_linear" => &[WGMMA, LINEAR],
+            "wide_linear" => &[WGMMA, WIDE_PRODUCT],
+            "wide_head" => &[WGMMA, LOGITS, WIDE_PRODUCT],
+            _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => &[WGMMA],
+            "fused_linear" | "tile_linear" => &[LINEAR],
+            "sample" | "sample_scan" => &[LOGITS],
+            _ => &[],
         };
+        let shared = shared.join("\n");
         let text = format!("{PTX}\n{PRELUDE}\n{shared}\n#line 1 \"{}.cu\"\n{}", self.name, self.body);
         let mut options: Vec<String> = head_dim.iter().map(|d| format!("-DHEAD_DIM={d}")).collect();
         match self.name {
@@ -226,7 +231,7 @@ mod tests {
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
         assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len());
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() - 1);
         assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);

@@ -6,8 +6,9 @@
 // [rows] and ranks [rows] of the chosen token, and top_ids, top_logprobs [rows, top_max], from the raw logits.
 // The chosen token's count in token_state is raised. Grid: one block of 1,024 threads a row. vocab up to 2^24.
 //
-// bests [rows, parts]: what sample_scan.cu found of greedy rows, of which only the best is left to choose (0 parts: this
-// kernel looks at the logits itself); parts up to 1,024.
+// bests [rows, parts]: the likeliest token of each part of greedy rows, of which only the best is left to choose (0 parts:
+// this kernel looks at the logits itself). From sample_scan.cu, or plain_only: from wide_head.cu, for rows of which nothing
+// else is wanted; they have no logits then.
 //
 // Order of operations and ties are those of engine::sampler: penalties, bias, temperature, min_p, top-k, top-p; equal
 // logits go by lower id. With top-k up to 512, or a nucleus that lies within the likeliest 512, the kept tokens are
@@ -275,7 +276,7 @@ sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows,
        const int* __restrict__ bias_tokens, const float* __restrict__ bias_values, int* __restrict__ token_ids,
        float* __restrict__ logprobs, int* __restrict__ ranks, int* __restrict__ top_ids,
        float* __restrict__ top_logprobs, const u64* __restrict__ bests, int vocab, int row_stride, int state_stride,
-       int top_max, int parts) {
+       int top_max, int parts, int plain_only) {
   __shared__ SampleShared s;
   let_next_kernel_start();
   const SampleRow p = rows[blockIdx.x];  // not written by kernels
@@ -287,8 +288,8 @@ sample(const float* __restrict__ all_logits, const SampleRow* __restrict__ rows,
   float raw_sum = 0.f, raw_max = minus_infinity();
   int raw_id = threadIdx.x * 4;
   u64 best = 0;
-  if (parts > 0 && is_greedy(p) && !wants_logprobs) {
-    if (threadIdx.x < parts) best = bests[(u64)blockIdx.x * parts + threadIdx.x];
+  if (parts > 0 && is_greedy(p) && !wants_logprobs && !(plain_only && state != nullptr)) {
+    for (int i = threadIdx.x; i < parts; i += THREADS) best = max(best, bests[(u64)blockIdx.x * parts + i]);
   } else {
     // Ids rise within a thread, so that the first of equals stays.
     float best_x = minus_infinity();

@@ -115,8 +115,6 @@ DEVICE void wait_for_count(const u64* count, u64 until, smem_t barrier) {
   asm volatile("fence.acq_rel.gpu;\nfence.proxy.async.global;" ::: "memory");
   barrier_arrive(barrier);
 }
-// The 128 bytes at p to L2.
-DEVICE void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); }
 // What other blocks of the same launch wrote: past L1, which may hold what was there before.
 DEVICE float4 load_fresh16(const float* p) {
   float4 v;
@@ -160,8 +158,6 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
                  ", p, 1, 1, 0, 0;\n}\n"                                                                                   \
                  : __VA_ARGS__ : "l"(a), "l"(b), "r"(add));                                                               \
   }
-WGMMA_SHARED(8, "%0, %1, %2, %3", "%4", "%5", "%6", TILE_OF(0))
-WGMMA_SHARED(16, "%0, %1, %2, %3, %4, %5, %6, %7", "%8", "%9", "%10", TILES_2(0))
 WGMMA_SHARED(64, NAMES_0, "%32", "%33", "%34", TILES_8(0))
 WGMMA_SHARED(96, NAMES_0 ", " NAMES_1A, "%48", "%49", "%50", TILES_8(0), TILES_4(8))
 WGMMA_SHARED(128, NAMES_0 ", " NAMES_1, "%64", "%65", "%66", TILES_8(0), TILES_8(8))

@@ -1,13 +1,13 @@
-//! The products of `wide_linear.cu` and `split_linear.cu`: which there are, what each takes and how one is launched.
+//! The products of `wide_linear.cu`, `wide_head.cu` and `split_linear.cu`: which there are, what each takes and how one is
+//! launched.
 
 use super::Geometry;
 
-/// An entry of either file.
+/// An entry of these files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wide {
     pub entry: &'static str,
-    /// y = silu of the first half of the product, times the second.
-    pub gated: bool,
+    pub result: WideResult,
     /// Rows of x of a tile.
     rows: u32,
     /// Rows of weights of a tile.
@@ -15,10 +15,21 @@ pub struct Wide {
     division: Division,
 }
 
+/// What an entry makes of its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WideResult {
+    /// y: the sums, with bias and residual.
+    Plain,
+    /// y = silu of the first half of the product, times the second.
+    Gated,
+    /// Logits where somebody reads them, and the likeliest token of each part of each row.
+    Head,
+}
+
 /// How tiles are given to blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Division {
-    /// `wide_linear.cu`: as many blocks as multiprocessors take one pair of row tiles after another.
+    /// `wide.cuh`: as many blocks as multiprocessors take one pair of row tiles after another.
     Persistent,
     /// `split_linear.cu`: a cluster for each tile; its blocks divide k.
     Split(u32),
@@ -26,7 +37,7 @@ enum Division {
 
 /// Elements of k that a block takes at a time: a row of 128 bytes.
 const DEPTH: u32 = 64;
-/// Of `wide_linear.cu`. Below this many rows blocks compute more of nothing than other kernels take.
+/// Of `wide.cuh`. Below this many rows blocks compute more of nothing than other kernels take.
 const ROWS_MIN: usize = 192;
 const CLUSTER: u32 = 2;
 const STAGES: u32 = 4;
@@ -40,44 +51,72 @@ const SPLIT_THREADS: u32 = 288;
 const BLOCKS_MOST: u32 = 264;
 const BLOCKS_LEAST: u32 = 24;
 
-const fn wide(entry: &'static str, gated: bool, columns: u32) -> Wide {
-    Wide { entry, gated, rows: 128, columns, division: Division::Persistent }
+const fn wide(entry: &'static str, result: WideResult, columns: u32) -> Wide {
+    Wide { entry, result, rows: 128, columns, division: Division::Persistent }
 }
 
-const fn split(entry: &'static str, gated: bool, blocks: u32) -> Wide {
-    Wide { entry, gated, rows: SPLIT_ROWS, columns: SPLIT_COLUMNS, division: Division::Split(blocks) }
+const fn split(entry: &'static str, result: WideResult, blocks: u32) -> Wide {
+    Wide { entry, result, rows: SPLIT_ROWS, columns: SPLIT_COLUMNS, division: Division::Split(blocks) }
 }
 
 /// Every entry, to be measured once per shape beside cuBLASLt's algorithms.
-pub const WIDE: [Wide; 7] = [
-    wide("wide_gated_n256", true, 256),
-    wide("wide_gated_n224", true, 224),
-    wide("wide_plain_n256", false, 256),
-    wide("wide_plain_n192", false, 192),
-    split("split_gated", true, 1),
-    split("split_plain_s4", false, 4),
-    split("split_plain_s8", false, 8),
+pub const WIDE: [Wide; 8] = [
+    wide("wide_gated_n256", WideResult::Gated, 256),
+    wide("wide_gated_n224", WideResult::Gated, 224),
+    wide("wide_plain_n256", WideResult::Plain, 256),
+    wide("wide_plain_n192", WideResult::Plain, 192),
+    wide("wide_head_n256", WideResult::Head, HEAD_COLUMNS),
+    split("split_gated", WideResult::Gated, 1),
+    split("split_plain_s4", WideResult::Plain, 4),
+    split("split_plain_s8", WideResult::Plain, 8),
 ];
+
+/// Columns of a part of `wide_head.cu`.
+const HEAD_COLUMNS: u32 = 256;
+
+/// Parts of a row of logits of which `wide_head.cu` keeps the likeliest token.
+pub const fn head_parts(vocab: u32) -> u32 {
+    vocab.div_ceil(HEAD_COLUMNS)
+}
+
+/// Tokens that `wide_head.cu` keeps of a step of `rows` at most.
+pub const fn head_bests(rows: usize, vocab: u32) -> usize {
+    if rows < ROWS_MIN { 0 } else { rows * head_parts(vocab) as usize }
+}
 
 impl Wide {
     /// Whether it computes x `[rows, k]` W `[n, k]`^T.
     pub const fn takes(&self, rows: usize, n: usize, k: usize) -> bool {
-        let whole = if self.gated { 16 } else { 8 };
+        let whole = match self.result {
+            WideResult::Plain => 8,
+            WideResult::Gated => 16,
+            WideResult::Head => 1,
+        };
         if rows == 0 || n == 0 || !n.is_multiple_of(whole) || k == 0 || !k.is_multiple_of(8) {
             return false;
         }
         if matches!(self.division, Division::Persistent) {
             return rows >= ROWS_MIN;
         }
-        let blocks = self.blocks(rows as u32, if self.gated { n / 2 } else { n } as u32);
+        let blocks = self.blocks(rows as u32, if self.gated() { n / 2 } else { n } as u32);
         blocks >= BLOCKS_LEAST && blocks <= BLOCKS_MOST && k >= (DEPTH * self.split()) as usize
+    }
+
+    pub const fn gated(&self) -> bool {
+        matches!(self.result, WideResult::Gated)
+    }
+
+    /// Whether it finds the likeliest token of each part of a row itself.
+    pub const fn chooses(&self) -> bool {
+        matches!(self.result, WideResult::Head)
     }
 
     /// The `.cu` file.
     pub const fn file(&self) -> &'static str {
-        match self.division {
-            Division::Persistent => "wide_linear",
-            Division::Split(_) => "split_linear",
+        match (self.division, self.result) {
+            (Division::Split(_), _) => "split_linear",
+            (_, WideResult::Head) => "wide_head",
+            _ => "wide_linear",
         }
     }
 
@@ -95,7 +134,7 @@ impl Wide {
 
     /// Columns of y of a tile.
     const fn width(&self) -> u32 {
-        if self.gated { self.columns / 2 } else { self.columns }
+        if self.gated() { self.columns / 2 } else { self.columns }
     }
 
     /// Of `split_linear.cu`: clusters for all tiles, times their blocks.
@@ -113,7 +152,7 @@ impl Wide {
         self.columns / 2
     }
 
-    /// The ring, barriers, room to begin at a multiple of 1,024; of `wide_linear.cu` 16 rows of results for each of eight
+    /// The ring, barriers, room to begin at a multiple of 1,024; of `wide.cuh` 16 rows of results for each of eight
     /// warps; of clusters of `split_linear.cu` the parts of the sums.
     pub const fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 2 * DEPTH;
@@ -140,8 +179,8 @@ impl Wide {
 mod tests {
     use super::*;
 
-    fn body(file: &str) -> &'static str {
-        super::super::file(file).map_or("", |f| f.body)
+    fn text(file: &str) -> String {
+        super::super::file(file).map_or_else(String::new, |f| f.source(None, (9, 0)).text)
     }
 
     #[test]
@@ -150,12 +189,13 @@ mod tests {
             let (name, columns) = (entry.entry, entry.columns);
             let most = if entry.division == Division::Persistent { 227 << 10 } else { 113 << 10 };
             assert!(entry.shared_bytes() <= most, "{name}");
-            let after = if entry.gated { "GATED" } else { "PLAIN" };
-            let line = match entry.division {
-                Division::Persistent => format!("WIDE({name}, {after}, {columns})"),
-                _ => format!("SPLIT({name}, {after}, {})", entry.split()),
+            let result = format!("{:?}", entry.result);
+            let line = match (entry.division, entry.result) {
+                (_, WideResult::Head) => format!("multiply<{result}, {columns}>"),
+                (Division::Persistent, _) => format!("WIDE({name}, {result}, {columns})"),
+                _ => format!("SPLIT({name}, {}, {})", result.to_uppercase(), entry.split()),
             };
-            assert!(body(entry.file()).contains(&line), "{line}");
+            assert!(text(entry.file()).contains(&line), "{line}");
             assert!(entry.cluster() <= 8, "{name}");
         }
         let wide =
@@ -167,8 +207,9 @@ mod tests {
             ("COLUMNS", SPLIT_COLUMNS),
             ("ROOM", ROOM),
         ];
-        for (file, sizes) in [("wide_linear", wide), ("split_linear", split)] {
-            let defined = |name: &str| body(file).lines().find_map(|l| l.strip_prefix(&format!("#define {name} ")));
+        for (file, sizes) in [("wide_linear", wide), ("wide_head", wide), ("split_linear", split)] {
+            let text = text(file);
+            let defined = |name: &str| text.lines().find_map(|l| l.strip_prefix(&format!("#define {name} ")));
             for (name, value) in sizes {
                 let found = defined(name).and_then(|rest| rest.split_whitespace().next());
                 assert_eq!(found, Some(value.to_string().as_str()), "{name} of {file}");
@@ -178,10 +219,17 @@ mod tests {
 
     #[test]
     fn shapes_that_the_copy_engine_cannot_take_are_left_to_others() {
-        let [gated, _, plain, ..] = WIDE;
+        let [gated, _, plain, _, head, ..] = WIDE;
         assert!(gated.takes(520, 28_672, 4096) && plain.takes(8183, 1152, 896));
         assert!(!gated.takes(520, 24, 4096) && plain.takes(520, 24, 4096));
         assert!(!plain.takes(520, 24, 4092) && !plain.takes(191, 24, 4096));
+        assert!(head.takes(256, 32_003, 896) && !head.takes(191, 32_003, 896) && !head.takes(256, 32_003, 892));
+    }
+
+    #[test]
+    fn there_is_room_for_the_likeliest_of_each_part_of_every_row() {
+        assert_eq!([head_parts(151_936), head_parts(128_256), head_parts(1)], [594, 501, 1]);
+        assert_eq!([head_bests(191, 151_936), head_bests(512, 151_936)], [0, 512 * 594]);
     }
 
     #[test]
