@@ -64,7 +64,7 @@ inline void test_chain_case(const ChainCase& c) {
     std::vector<double> in(x.size()), residual(h.size());
     for (size_t i = 0; i < in.size(); i++) in[i] = value(x[i]);
     for (size_t i = 0; i < residual.size(); i++) residual[i] = value(h[i]);
-    emu::launch({1, 8, 1}, 192, 228400, [&] {
+    emu::launch({1, 8, 1}, 256, 231296, [&] {
       chain::chain_linear(maps[0], maps[1], maps[2], maps[3], maps[4], maps[5], maps[6], h.data(), h.data(), normed.data(), squares.data(),
                           inner.data(), count.data(), w.mlp_norm.data(), w.next_norm.data(), c.bias ? w.bias.data() : nullptr,
                           out.data(), positions.data(), slots.data(), cosine.data(), sine.data(), keys.data(), values.data(),

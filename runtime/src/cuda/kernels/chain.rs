@@ -12,10 +12,12 @@ const CLUSTER: u32 = 8;
 const DEPTH: u32 = 64;
 const COLUMNS: u32 = 64;
 const GATED_WIDTH: u32 = 48;
-const X_SLOTS: u32 = 16;
-const W_SLOTS: u32 = 6;
+const X_SLOTS: u32 = 15;
+const PARTS_SLOTS: u32 = 3;
+const W_SLOTS: u32 = 8;
+const STAGED_ROW: u32 = 112;
 const W_BYTES: u32 = 2 * GATED_WIDTH * DEPTH * 2;
-const THREADS: u32 = 192;
+const THREADS: u32 = 256;
 
 /// Columns of what is computed between two attentions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +33,8 @@ impl ChainSizes {
     /// `head_dim`: of the heads that are turned at the end, 0 for none.
     pub const fn takes(&self, head_dim: u32) -> bool {
         let whole = self.hidden.is_multiple_of(64) && self.attention.is_multiple_of(8) && self.inner.is_multiple_of(8);
-        let room = X_SLOTS * DEPTH;
-        let fits = self.hidden <= room && self.attention <= room * CLUSTER && self.inner <= room * CLUSTER;
+        let room = (X_SLOTS - PARTS_SLOTS) * DEPTH * CLUSTER;
+        let fits = self.hidden <= X_SLOTS * DEPTH && self.attention <= room && self.inner <= room;
         whole && fits && self.hidden > 0 && (head_dim / 2).is_multiple_of(COLUMNS / 2)
     }
 
@@ -60,9 +62,9 @@ impl ChainSizes {
 /// A launch of one cluster.
 pub const fn chain_block() -> Geometry {
     let slots = X_SLOTS * CHAIN_ROWS * DEPTH * 2 + W_SLOTS * W_BYTES;
-    let parts = CHAIN_ROWS * (COLUMNS + 16) * 4;
-    let barriers = (X_SLOTS + 2 * W_SLOTS + 3) * 8;
-    let shared_bytes = 1024 + slots + parts + CHAIN_ROWS * 4 + barriers;
+    let staged = CHAIN_ROWS * STAGED_ROW;
+    let barriers = (X_SLOTS + 2 * W_SLOTS + 7) * 8;
+    let shared_bytes = 1024 + slots + staged + CHAIN_ROWS * 4 + barriers;
     Geometry { grid: [1, CLUSTER, 1], block: THREADS, shared_bytes, overlap: true, cluster: CLUSTER }
 }
 

@@ -4,8 +4,8 @@
 //
 // x [rows, attention], residual and h [rows, hidden], which may be one, a [rows, inner], qkv [rows, qkv] (only its queries are written), weights
 // [hidden, attention], [2 inner, hidden], [hidden, inner], [qkv, hidden], norms [hidden], all bf16; sums in f32; caches and
-// tables as in linear.cuh. hidden and qkv multiples of 64, the others of 8, head_dim / 2 of 32; hidden up to 1,024,
-// attention and inner up to 8,192. Without qkv the last product falls away. Scratch: normed [64, hidden] bf16, squares
+// tables as in linear.cuh. hidden and qkv multiples of 64, the others of 8, head_dim / 2 of 32; hidden up to 960,
+// attention and inner up to 6,144. Without qkv the last product falls away. Scratch: normed [64, hidden] bf16, squares
 // [64, hidden / 16] f32; count: one u64 that begins at zero and is no other kernel's.
 // Maps: boxes of 64 rows of x, normed and a; of weights 64 rows (o, down), 48 (gate_up), 32 (qkv).
 //
@@ -14,23 +14,25 @@
 // norms: who finishes a row of h also writes h times the norm's weights, and sums of its squares; the product behind scales
 // its rows by what they come to. All blocks run at a time and wait for one another between products, counting in global
 // memory; weights of the next product are under way by then.
-// Grid: y = blocks; 192 threads: four warps compute, one brings weights, one rows; dynamic shared memory: see chain.rs.
+// Grid: y = blocks; 256 threads: four warps compute, one brings weights, one rows, two
+// find what rows are scaled by; dynamic shared memory: see chain.rs.
 // Expected: 64 rows on an H200, 0.5B: see BENCHMARKS.md; bytes of weights would take 6.8 us.
 
 #define DEPTH 64  // of k at a time: a row of 128 bytes
 #define ROWS 64
 #define CLUSTER 8
 #define COMPUTING 128
-#define THREADS 192
-#define X_SLOTS 16
-#define W_SLOTS 6
+#define THREADS (COMPUTING + 64 + ROWS)
+#define X_SLOTS 15
+#define W_SLOTS 8
 #define WAITS 3  // of all blocks for one another
 #define X_BYTES (ROWS * DEPTH * 2)
 #define W_BYTES 12288
 #define COLUMNS 64  // rows of weights of a tile, but for gate_up
 #define STRIDE (COLUMNS + 16)
 #define PARTS_BYTES (ROWS * STRIDE * 4)
-#define SQUARES (X_SLOTS * DEPTH / 16 / 8)  // loads of a thread
+#define PARTS_SLOTS 3  // of x, the last ones, where only x of gate_up may lie; the sums of no product meet with that
+#define SQUARES (X_SLOTS * DEPTH / 16 / 4)  // loads of a thread
 #define STAGED_ROW 112  // bytes between rows of a gated tile: no two of eight meet in a bank
 
 enum Which { O, GATE_UP, DOWN, QKV };
@@ -75,23 +77,28 @@ struct Share { int tile, begin, steps; };
 struct Block {
   u8* parts;  // sums of this block's rows, from those that divide k [SPLIT][OWN_ROWS][STRIDE] f32
   float* scales;
-  smem_t x_at, w_ring, parts_at, x_full, w_full, w_empty, parts_full, parts_empty, begun;
+  smem_t x_at, w_ring, parts_at, staged, x_full, w_full, w_empty, parts_full, parts_empty, begun, scaled;
   int rank, cluster, clusters;
 
   DEVICE Block(u8* shared) {
     const smem_t at = smem_address(shared);
-    x_at = (at + 1023) / 1024 * 1024, w_ring = x_at + X_SLOTS * X_BYTES, parts_at = w_ring + W_SLOTS * W_BYTES;
-    parts = shared + (parts_at - at), scales = (float*)(parts + PARTS_BYTES);
-    x_full = parts_at + PARTS_BYTES + ROWS * 4, w_full = x_full + X_SLOTS * 8, w_empty = w_full + W_SLOTS * 8;
+    static_assert(PARTS_BYTES <= PARTS_SLOTS * X_BYTES);
+    x_at = (at + 1023) / 1024 * 1024, parts_at = x_at + (X_SLOTS - PARTS_SLOTS) * X_BYTES;
+    w_ring = x_at + X_SLOTS * X_BYTES, staged = w_ring + W_SLOTS * W_BYTES;
+    const smem_t scales_at = staged + ROWS * STAGED_ROW;
+    parts = shared + (parts_at - at), scales = (float*)(shared + (scales_at - at));
+    x_full = scales_at + ROWS * 4, w_full = x_full + X_SLOTS * 8, w_empty = w_full + W_SLOTS * 8;
     parts_full = w_empty + W_SLOTS * 8, parts_empty = parts_full + 8, begun = parts_empty + 8;
+    scaled = begun + WAITS * 8;
     rank = cluster_rank(), cluster = blockIdx.y / CLUSTER, clusters = gridDim.y / CLUSTER;
   }
 
   DEVICE void prepare_barriers() const {
     for (int s = 0; s < X_SLOTS; s++) barrier_init(x_full + s * 8, 1);
     for (int s = 0; s < W_SLOTS; s++) barrier_init(w_full + s * 8, 1), barrier_init(w_empty + s * 8, COMPUTING / 32);
-    barrier_init(parts_full, COMPUTING / 32 * CLUSTER), barrier_init(parts_empty, COMPUTING / 32 * CLUSTER);
-    barrier_init(begun, 1);
+    barrier_init(parts_full, 1), barrier_init(parts_empty, COMPUTING / 32 * CLUSTER);
+    for (int i = 0; i < WAITS; i++) barrier_init(begun + i * 8, 1);
+    barrier_init(scaled, ROWS), barrier_init(scaled + 8, ROWS);
     publish_barriers();
   }
 
@@ -125,21 +132,24 @@ template <Which W> DEVICE void bring_weights(const Block& b, const Product& p, c
 
 // Rows, or a block's part of their columns, once for all tiles of a product. Those of the product before are not needed
 // any more.
-template <Which W> DEVICE void bring_rows(const Block& b, const Product& p) {
-  if (b.rounds<W>(p) == 0) return;
+// From when the count is `until`; those who compute are told of it after.
+template <Which W> DEVICE void bring_rows(const Block& b, const Product& p, const u64* count, u64 until) {
+  const int rounds = b.rounds<W>(p);
+  const Share s = b.share<W>(p, 0);
+  if (W == O) wait_for_previous_kernels();
+  else wait_for_count(count, until);
   if (W != GATE_UP) {
-    const Share s = b.share<W>(p, 0);
     for (int step = 0; step < s.steps; step++) {
       barrier_arrive_expect(b.x_full + step * 8, X_BYTES);
       copy_box(b.x_at + step * X_BYTES, p.x, (s.begin + step) * DEPTH, 0, b.x_full + step * 8);
     }
-    return;
-  }
-  for (int step = 0, steps = ceil_div(p.k, DEPTH); step < steps; step++) {
-    barrier_arrive_expect(b.x_full + step * 8, X_BYTES);
-    if (step % CLUSTER == b.rank)
+  } else if (rounds > 0) {
+    const int steps = ceil_div(p.k, DEPTH);
+    for (int step = b.rank; step < steps; step += CLUSTER)
       copy_box_to_all(b.x_at + step * X_BYTES, p.x, step * DEPTH, 0, b.x_full + step * 8, (1 << CLUSTER) - 1);
+    for (int step = 0; step < steps; step++) barrier_arrive_expect(b.x_full + step * 8, X_BYTES);
   }
+  if (W != O) barrier_arrive(b.begun + (W == O ? 0 : W - GATE_UP) * 8);
 }
 
 // Where two neighbouring pairs of a head's elements go, and by how much they turn. Nothing here is written by kernels.
@@ -172,6 +182,23 @@ struct TurnTwo {
   }
 };
 
+// What the rows of h come to, a thread each: while a product runs that is scaled by it.
+template <Which W> DEVICE void find_scale(const Block& b, const Chain& c, int row, float eps) {
+  barrier_wait(b.begun + (W - GATE_UP) * 8, 0);
+  const int parts = c.hidden / 16;
+  float4 v[SQUARES];
+#pragma unroll
+  for (int i = 0; i < SQUARES; i++) {
+    v[i] = {0.f, 0.f, 0.f, 0.f};
+    if (row < c.rows && i * 4 < parts) v[i] = load_fresh16(c.squares + row * parts + i * 4);
+  }
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < SQUARES; i++) sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  b.scales[row] = rsqrtf(sum / (float)c.hidden + eps);
+  barrier_arrive(b.scaled + (W == QKV) * 8);
+}
+
 // The warps that compute.
 struct Computing {
   const Block& b;
@@ -179,10 +206,9 @@ struct Computing {
   const tile_t x_tile, w_tile;
   int warp, lane;
   WRing ring;
-  u32 x_parities = 0, exchanges = 0, waits = 0;
+  u32 x_parities = 0, exchanges = 0, frees = 0;
   TurnTwo turns[2];
   u32 bias[2];
-  float4 squares[SQUARES];
 
   DEVICE Computing(const Block& block, const Chain& chain)
       : b(block), c(chain), x_tile(base_tile(b.x_at, 1024, 16)), w_tile(base_tile(b.w_ring, 1024, 16)) {
@@ -221,38 +247,16 @@ struct Computing {
   }
 
   // Until all blocks have done the product before.
-  DEVICE void wait_for_all() { barrier_wait(b.begun, waits++ & 1); }
+  template <Which W> DEVICE void wait_for_all() const { barrier_wait(b.begun + (W - GATE_UP) * 8, 0); }
   DEVICE void tell_all() const {
     named_wait(1, COMPUTING);
     if (threadIdx.x == 0) count_up(c.count);
   }
 
-  // The sums of squares of a row of h, by two threads: under way while a product runs that is scaled by them.
-  DEVICE void load_squares() {
-    const int parts = c.hidden / 16, row = threadIdx.x >> 1;
-#pragma unroll
-    for (int i = 0; i < SQUARES; i++) {
-      const int at = (threadIdx.x & 1) * 4 + i * 8;
-      squares[i] = {0.f, 0.f, 0.f, 0.f};
-      if (row < c.rows && at < parts) squares[i] = load_fresh16(c.squares + row * parts + at);
-    }
-  }
-  // Where a thread's two rows find what to be scaled by.
-  DEVICE const float* find_scales(float eps) const {
-    float sum = 0.f;
-#pragma unroll
-    for (int i = 0; i < SQUARES; i++) sum += (squares[i].x + squares[i].y) + (squares[i].z + squares[i].w);
-    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-    b.scales[threadIdx.x >> 1] = rsqrtf(sum / (float)c.hidden + eps);
-    named_wait(1, COMPUTING);
-    return b.scales + warp * 16 + (lane >> 2);
-  }
-
   DEVICE void gate_up(const Product& p) {
     typedef Tile<GATE_UP> T;
-    load_squares();
     float scales[2];
-    const smem_t staged = b.parts_at + warp * 16 * STAGED_ROW;
+    const smem_t staged = b.staged + warp * 16 * STAGED_ROW;
     const int rounds = b.rounds<GATE_UP>(p);
     for (int round = 0; round < rounds; round++) {
       const Share s = b.share<GATE_UP>(p, round);
@@ -260,8 +264,8 @@ struct Computing {
       if (s.steps == 0 && round == 0) pass_over(p);
       multiply<GATE_UP>(d, s.steps, round == 0 && s.steps > 0);
       if (round == 0) {
-        const float* found = find_scales(p.eps);
-        scales[0] = found[0], scales[1] = found[8];
+        barrier_wait(b.scaled, 0);
+        scales[0] = b.scales[warp * 16 + (lane >> 2)], scales[1] = b.scales[warp * 16 + (lane >> 2) + 8];
       }
 #pragma unroll
       for (int j = 0; j < T::WIDTH / 8; j += 2) {
@@ -291,9 +295,11 @@ struct Computing {
   }
 
   // Sums to the block that finishes their row.
-  template <Which W> DEVICE void exchange(const float (&d)[COLUMNS / 8][4]) {
+  template <Which W> DEVICE void exchange(const float (&d)[COLUMNS / 8][4], int round) {
     constexpr int SPLIT = Tile<W>::SPLIT, OWN_ROWS = Tile<W>::OWN_ROWS;
-    barrier_wait_in_cluster(b.parts_empty, (exchanges & 1) ^ 1);
+    // Between products all blocks have waited for one another.
+    if (round > 0) barrier_wait_in_cluster(b.parts_empty, frees++ & 1);
+    if (threadIdx.x == 0) barrier_arrive_expect(b.parts_full, SPLIT * OWN_ROWS * COLUMNS * 4);
     const bool odd = lane & 1;
     const int r = warp * 16 + (lane >> 2) + odd * 8, owner = b.rank / SPLIT * SPLIT + r / OWN_ROWS;
 #pragma unroll
@@ -302,15 +308,14 @@ struct Computing {
       const float u = __shfl_xor_sync(FULL_WARP, odd ? d[j][0] : d[j][2], 1);
       const float v = __shfl_xor_sync(FULL_WARP, odd ? d[j][1] : d[j][3], 1);
       const smem_t to = b.parts_at + place(b.rank % SPLIT, OWN_ROWS, r, j * 8 + (lane & 2) * 2);
-      if (r >= c.rows) continue;
-      if (odd) store_in_cluster4(to, owner, u, v, d[j][2], d[j][3]);
-      else store_in_cluster4(to, owner, d[j][0], d[j][1], u, v);
+      if (odd) send_in_cluster4(to, owner, b.parts_full, u, v, d[j][2], d[j][3]);
+      else send_in_cluster4(to, owner, b.parts_full, d[j][0], d[j][1], u, v);
     }
-    __syncwarp();
-    if (lane < CLUSTER) barrier_arrive_in_cluster(b.parts_full, lane);
     barrier_wait_in_cluster(b.parts_full, exchanges++ & 1);
   }
-  DEVICE void parts_read() const {
+  // They may be written again, if there is another round.
+  DEVICE void parts_read(bool again) const {
+    if (!again) return;
     __syncwarp();
     if (lane < CLUSTER) barrier_arrive_in_cluster(b.parts_empty, lane);
   }
@@ -328,13 +333,14 @@ struct Computing {
       if (there) before = load_fresh8((W == O ? c.residual : c.h) + (u64)r * c.hidden + column), weights = *(const u32x2*)(p.norm_after + column);
       float d[COLUMNS / 8][4];
       multiply<W>(d, s.steps, round == 0);
-      exchange<W>(d);
+      exchange<W>(d, round);
       float4 sum = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
       for (int part = 0; part < CLUSTER; part++) {
         const float4 v = *(const float4*)(b.parts + place(part, OWN_ROWS, r, at));
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
+      parts_read(round + 1 < rounds);  // before anything is stored, which it would wait for
       const u32 low = pack_bf16(sum.x + low_bf16(before.r[0]), sum.y + high_bf16(before.r[0]));
       const u32 high = pack_bf16(sum.z + low_bf16(before.r[1]), sum.w + high_bf16(before.r[1]));
       const float h[4] = {low_bf16(low), high_bf16(low), low_bf16(high), high_bf16(high)};
@@ -346,7 +352,6 @@ struct Computing {
         if (at % 16 == 0) c.squares[r * (c.hidden / 16) + column / 16] = square;
         *(u32x2*)(c.h + (u64)r * c.hidden + column) = {{low, high}};
       }
-      parts_read();
     }
   }
 
@@ -364,29 +369,28 @@ struct Computing {
     constexpr int OWN_ROWS = Tile<QKV>::OWN_ROWS, HALF = Tile<QKV>::WIDTH;
     static_assert(OWN_ROWS * HALF / 2 == COMPUTING * 2);
     const int half = c.places.head_dim >> 1, at = threadIdx.x % 16 * 2;
-    load_squares();
     for (int round = 0, rounds = b.rounds<QKV>(p); round < rounds; round++) {
       const Share s = b.share<QKV>(p, round);
       if (round > 0) prepare_qkv(p, round);
       float d[COLUMNS / 8][4];
       multiply<QKV>(d, s.steps, round == 0);
-      if (round == 0) find_scales(p.eps);
-      exchange<QKV>(d);
+      exchange<QKV>(d, round);
+      if (round == 0) barrier_wait(b.scaled + 8, 0);
+      float2 sums[2][2] = {{{0.f, 0.f}, {0.f, 0.f}}, {{0.f, 0.f}, {0.f, 0.f}}};
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int r = qkv_row(i);
-        float2 x = {0.f, 0.f}, y = {0.f, 0.f};
+      for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int part = 0; part < Tile<QKV>::SPLIT; part++) {
-          const float2 u = *(const float2*)(b.parts + place(part, OWN_ROWS, r, at));
-          const float2 v = *(const float2*)(b.parts + place(part, OWN_ROWS, r, at + HALF));
-          x.x += u.x, x.y += u.y, y.x += v.x, y.y += v.y;
+          const float2 v = *(const float2*)(b.parts + place(part, OWN_ROWS, qkv_row(i >> 1), at + (i & 1) * HALF));
+          sums[i >> 1][i & 1].x += v.x, sums[i >> 1][i & 1].y += v.y;
         }
-        const float scale = b.scales[r];
-        turns[i].store(x.x * scale + low_bf16(bias[0]), x.y * scale + high_bf16(bias[0]), y.x * scale + low_bf16(bias[1]),
-                       y.y * scale + high_bf16(bias[1]), half);
+      parts_read(round + 1 < rounds);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float scale = b.scales[qkv_row(i)], *x = &sums[i][0].x, *y = &sums[i][1].x;
+        turns[i].store(x[0] * scale + low_bf16(bias[0]), x[1] * scale + high_bf16(bias[0]), y[0] * scale + low_bf16(bias[1]),
+                       y[1] * scale + high_bf16(bias[1]), half);
       }
-      parts_read();
     }
   }
 };
@@ -411,6 +415,11 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
   const Product qkv = {&normed_map, &qkv_map, qkv_width / 2, hidden, nullptr, next_eps};
   const Block b(shared);
   if (threadIdx.x == COMPUTING) b.prepare_barriers();
+  if (threadIdx.x == COMPUTING + 32) {
+    const TensorMap* const maps[] = {&x_map, &normed_map, &inner_map, &o_map, &gate_up_map, &down_map, &qkv_map};
+#pragma unroll
+    for (int i = 0; i < 7; i++) prefetch_map(maps[i]);
+  }
   __syncthreads();
   cluster_arrive();
   if (threadIdx.x == COMPUTING) {
@@ -423,15 +432,16 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
   if (threadIdx.x >= COMPUTING) __syncwarp();
   if (threadIdx.x < COMPUTING || threadIdx.x >= COMPUTING + 32) cluster_wait();  // all have begun: their memory may be written
   if (threadIdx.x == COMPUTING + 32) {
-    wait_for_previous_kernels();
-    bring_rows<O>(b, o);
-    const u64 each = WAITS * (u64)gridDim.y, now = count_now(count);
-    u64 until = now - now % each;
-    wait_for_count(count, until += gridDim.y, b.begun);
-    bring_rows<GATE_UP>(b, gate_up);
-    wait_for_count(count, until += gridDim.y, b.begun);
-    bring_rows<DOWN>(b, down);
-    if (qkv_width > 0) wait_for_count(count, until += gridDim.y, b.begun), bring_rows<QKV>(b, qkv);
+    bring_rows<O>(b, o, count, 0);
+    const u64 each = WAITS * (u64)gridDim.y, now = count_now(count), before = now - now % each;
+    bring_rows<GATE_UP>(b, gate_up, count, before + gridDim.y);
+    bring_rows<DOWN>(b, down, count, before + 2 * gridDim.y);
+    if (qkv_width > 0) bring_rows<QKV>(b, qkv, count, before + 3 * gridDim.y);
+  }
+  if (threadIdx.x >= COMPUTING + 64) {
+    const int row = threadIdx.x - COMPUTING - 64;
+    find_scale<GATE_UP>(b, c, row, mlp_eps);
+    if (qkv_width > 0) find_scale<QKV>(b, c, row, next_eps);
   }
   if (threadIdx.x < COMPUTING) {
     Computing computing(b, c);
@@ -439,13 +449,13 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
     wait_for_previous_kernels();
     computing.add<O>(o);
     computing.tell_all();
-    computing.wait_for_all();
+    computing.wait_for_all<GATE_UP>();
     computing.gate_up(gate_up);
     computing.tell_all();
-    computing.wait_for_all();
+    computing.wait_for_all<DOWN>();
     computing.add<DOWN>(down);
     computing.tell_all();
-    if (qkv_width > 0) computing.wait_for_all(), computing.qkv(qkv);
+    if (qkv_width > 0) computing.wait_for_all<QKV>(), computing.qkv(qkv);
   }
   __syncwarp();
   if (threadIdx.x >= COMPUTING && threadIdx.x < COMPUTING + 32) cluster_wait();
@@ -459,6 +469,7 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
 #undef COMPUTING
 #undef DEPTH
 #undef PARTS_BYTES
+#undef PARTS_SLOTS
 #undef ROWS
 #undef SQUARES
 #undef STAGED_ROW

@@ -58,6 +58,7 @@ struct __align__(128) TensorMap { u64 words[16]; };
 DEVICE void acquire_map(const TensorMap* map) {
   asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
 }
+DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // The box at `column` and `row` to shared memory, 128 bytes a row, by the copy engine; the barrier hears of it.
 DEVICE void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
@@ -88,6 +89,13 @@ DEVICE void barrier_wait(smem_t at, u32 parity) {
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   }
 }
+// 16 bytes to the place in block `rank` that `to` is in this one; the barrier there in the place of `barrier` hears of them.
+DEVICE void send_in_cluster4(smem_t to, int rank, smem_t barrier, float a, float b, float c, float d) {
+  asm volatile(
+      "{\n.reg .u32 there, hears;\nmapa.shared::cluster.u32 there, %0, %1;\nmapa.shared::cluster.u32 hears, %2, %1;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [hears];\n}\n"
+      ::"r"(to), "r"(rank), "r"(barrier), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
 DEVICE void barrier_wait_in_cluster(smem_t at, u32 parity) {
   u32 done = 0;
   while (!done)
@@ -100,20 +108,18 @@ DEVICE void barrier_wait_in_cluster(smem_t at, u32 parity) {
 DEVICE void count_up(u64* count) { asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory"); }
 DEVICE u64 count_now(const u64* count) {
   u64 n;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(count) : "memory");
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(count) : "memory");
   return n;
 }
-// Until the count is `until`: what was written before is then there for this thread's copies, and, through the barrier of
-// this block at which it arrives, for who waits there.
-DEVICE void wait_for_count(const u64* count, u64 until, smem_t barrier) {
+// Until the count is `until`: what was written before is then there for this thread, its copies, and who it tells.
+DEVICE void wait_for_count(const u64* count, u64 until) {
 #ifdef SPIN_LIMIT
   for (u32 spins = 0; count_now(count) < until; spins++)
     if (spins == SPIN_LIMIT) asm volatile("trap;");
 #else
   while (count_now(count) < until) {}
 #endif
-  asm volatile("fence.acq_rel.gpu;\nfence.proxy.async.global;" ::: "memory");
-  barrier_arrive(barrier);
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 // What other blocks of the same launch wrote: past L1, which may hold what was there before.
 DEVICE float4 load_fresh16(const float* p) {
