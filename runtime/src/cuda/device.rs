@@ -3,9 +3,9 @@
 use super::CudaError;
 use super::clock::Clock;
 use super::error::{OLDEST_CAPABILITY, OLDEST_DRIVER};
+use super::fusion::Abilities;
 use super::kernels::Decode;
 use super::libraries;
-use super::fusion::Abilities;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
 use std::sync::Arc;
@@ -40,6 +40,9 @@ struct StreamHandle(sys::CUstream);
 unsafe impl Send for StreamHandle {}
 // SAFETY: as above; the driver's calls on streams are thread-safe.
 unsafe impl Sync for StreamHandle {}
+
+/// Multiprocessors of a Hopper card that is not a part of one.
+const WHOLE_CARD: u32 = 100;
 
 /// Free and total bytes of a card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +121,8 @@ impl Device {
     /// What launches may rely on here.
     pub const fn abilities(&self) -> Abilities {
         let (major, _) = self.compute_capability;
-        Abilities { clusters: major >= 9, chains: major == 9 && !self.is_shared }
+        let whole = self.multiprocessors >= WHOLE_CARD && !self.is_shared;
+        Abilities { clusters: major >= 9, chains: major == 9 && whole }
     }
 
     /// The decode attention's launches for heads of this dimension.

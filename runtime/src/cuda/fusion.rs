@@ -1,10 +1,9 @@
 //! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
-//! instead of three; or all products between two attentions. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
+//! instead of three; or all products between two attentions. The program stays as it is; steps with more rows, or with
+//! prefill chunks, run its ops one by one.
 
 use super::kernels::{After, ChainSizes, FusedShape, chain_for, fused_for};
-use super::plan::{
-    ChainOp, DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, NextQkv, Plan, RotatedOutput,
-};
+use super::plan::{ChainOp, DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, NextQkv, Plan, RotatedOutput};
 use mserve_planner::model::{BufferId, Op, Program};
 
 /// The ops of decode steps of up to so many rows, one token a sequence.
@@ -37,7 +36,8 @@ impl Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Abilities {
     pub clusters: bool,
-    /// All blocks of a launch run at a time, and `chain_linear.cu` is there.
+    /// Blocks of a launch that fits the card run all at a time, so that they may wait for one another: nobody else's kernels
+    /// run beside ours, and `chain_linear.cu` is there.
     pub chains: bool,
 }
 
@@ -245,16 +245,20 @@ mod tests {
     use super::*;
     use crate::cuda::arena::{ArenaPlan, StepRows};
     use crate::cuda::plan::{Bases, plan};
-    use crate::cuda::testing::llama_program;
+    use crate::cuda::testing::{llama_program, llama_spec};
     use crate::cuda::weights::WeightLayout;
+    use mserve_planner::model::families;
     use mserve_planner::model::{Activation, Rows};
 
     fn fused(layers: usize) -> Plan {
-        let program = llama_program(layers);
-        let weights = WeightLayout::new(&program).unwrap();
-        let arena = ArenaPlan::new(&program, StepRows { tokens: 32, sequences: 4 });
-        let mut plan = plan(&program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
-        plan.fuse(&program, Abilities { clusters: true, chains: false });
+        fused_of(&llama_program(layers), false)
+    }
+
+    fn fused_of(program: &Program, chains: bool) -> Plan {
+        let weights = WeightLayout::new(program).unwrap();
+        let arena = ArenaPlan::new(program, StepRows { tokens: 32, sequences: 4 });
+        let mut plan = plan(program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
+        plan.fuse(program, Abilities { clusters: true, chains });
         plan
     }
 
@@ -271,6 +275,8 @@ mod tests {
             DeviceOp::Fused(f) if f.norm.is_some() && f.linear.f32_out => "norm+head",
             DeviceOp::Fused(f) if f.norm.is_some() => "norm+mlp",
             DeviceOp::Fused(_) => "product",
+            DeviceOp::Chain(c) if c.next.is_some() => "chain",
+            DeviceOp::Chain(_) => "last chain",
         };
         ops.iter().map(kind).collect()
     }
@@ -283,6 +289,62 @@ mod tests {
         let many = kinds(&plan.decode.last().unwrap().ops);
         assert_eq!(many.len(), 11, "{many:?}");
         assert!(!many.contains(&"gather") && !many.contains(&"act"));
+    }
+
+    /// Two heads of 64, one of KV: heads that a chain turns.
+    fn spec_with_heads_of_64() -> mserve_planner::model::ModelSpec {
+        use mserve_planner::model::{AttentionSpec, Mixer};
+        let mut spec = llama_spec(2);
+        for layer in &mut spec.layers {
+            let Mixer::Attention(attention) = &mut layer.mixer else { panic!("attention") };
+            let mut rope = attention.rope.clone();
+            rope.as_mut().unwrap().rotary_dim = 64;
+            *attention = AttentionSpec { rope, ..AttentionSpec::grouped(2, 1, 64) };
+        }
+        spec
+    }
+
+    #[test]
+    fn some_dozens_of_rows_of_a_small_model_take_two_launches_a_layer() {
+        let program = families::program(&spec_with_heads_of_64());
+        let plan = fused_of(&program, true);
+        let lists: Vec<Vec<&str>> = plan.decode.iter().map(|d| kinds(&d.ops)).collect();
+        let [.., thirty_two, sixty_four, _] = &lists[..] else { panic!("{lists:?}") };
+        for list in [thirty_two, sixty_four] {
+            assert_eq!(list[2..6], ["attention", "chain", "attention", "last chain"], "{list:?}");
+        }
+        let others = [&lists[0], &lists[1], &lists[2], &lists[5]];
+        assert!(others.iter().all(|list| list.iter().all(|kind| !kind.contains("chain"))), "{others:?}");
+        let without = fused_of(&program, false);
+        assert!(without.decode.iter().all(|d| d.ops.iter().all(|op| !matches!(op, DeviceOp::Chain(_)))));
+    }
+
+    #[test]
+    fn a_chain_writes_what_its_products_wrote_and_turns_heads_for_the_next_attention() {
+        let plan = fused_of(&families::program(&spec_with_heads_of_64()), true);
+        let chains: Vec<ChainOp> = plan.decode[4]
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Chain(chain) => Some(*chain),
+                _ => None,
+            })
+            .collect();
+        let next = chains[0].next.unwrap();
+        assert_eq!((next.rotated.layer, next.n, chains[1].next), (1, 256, None));
+        let products: Vec<LinearOp> = plan
+            .ungathered
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Linear(linear) => Some(*linear),
+                _ => None,
+            })
+            .collect();
+        let [_, o, gate_up, down, qkv, ..] = products[..] else { panic!("{products:?}") };
+        let chain = chains[0];
+        assert_eq!((chain.x, chain.o, chain.h, Some(chain.residual)), (o.x, o.weight, down.out, o.residual));
+        assert_eq!((chain.gate_up, chain.inner, chain.down), (gate_up.weight, down.x, down.weight));
+        assert_eq!((next.weight, next.out, chain.sizes.inner), (qkv.weight, qkv.out, 160));
     }
 
     #[test]

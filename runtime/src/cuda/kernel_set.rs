@@ -29,7 +29,7 @@ pub struct KernelSet {
     pub wide: Vec<Kernel>,
     /// Products with what surrounds them, in the order of [`kernels::FUSED`].
     pub fused: Vec<Kernel>,
-    /// All products between two attentions; `None` but on Hopper.
+    /// All products between two attentions; `None` where the card cannot ([`super::fusion::Abilities`]).
     pub chain: Option<ChainKernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
 }
@@ -42,9 +42,16 @@ pub struct ChainKernel {
 }
 
 impl ChainKernel {
+    /// # Errors
+    /// [`CudaError::Launch`] where not even one cluster runs: its blocks would wait for ever.
     pub fn new(kernel: Kernel) -> Result<Self, CudaError> {
-        let resident = kernel.clusters_resident(&kernels::chain_block())?;
-        Ok(Self { kernel, resident })
+        match kernel.clusters_resident(&kernels::chain_block())? {
+            0 => {
+                let what = "the card has no room for a cluster of 8 blocks".to_owned();
+                Err(CudaError::Launch { kernel: kernel.name().to_owned(), what })
+            }
+            resident => Ok(Self { kernel, resident }),
+        }
     }
 
     /// # Safety
@@ -177,13 +184,11 @@ impl KernelSet {
                     if f.reads_through_l1() { kernel.beside_l1() } else { Ok(kernel) }
                 })
                 .collect::<Result<_, _>>()?,
-            chain: match modules.contains_key(&("chain_linear", None)) {
-                true => Some(ChainKernel::new(get(
-                    "chain_linear",
-                    None,
-                    "chain_linear",
-                    kernels::chain_block().shared_bytes,
-                )?)?),
+            chain: match device.abilities().chains {
+                true => {
+                    let shared_bytes = kernels::chain_block().shared_bytes;
+                    Some(ChainKernel::new(get("chain_linear", None, "chain_linear", shared_bytes)?)?)
+                }
                 false => None,
             },
             by_head_dim,

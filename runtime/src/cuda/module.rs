@@ -163,8 +163,7 @@ impl Kernel {
         let config = launch_config(geometry, device.stream(), &mut attributes);
         let mut clusters = 0;
         // SAFETY: config and attribute live until the call returns; the function is live; one number is written.
-        let result =
-            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config) };
+        let result = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config) };
         device.check("cuOccupancyMaxActiveClusters", result)?;
         Ok(clusters as u32)
     }

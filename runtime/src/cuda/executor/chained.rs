@@ -16,9 +16,8 @@ impl Executor {
         };
         let (s, sizes, rows) = (&self.surfaces, op.sizes, step.shape.tokens as u64);
         let [hidden, attention, inner] = [sizes.hidden, sizes.attention, sizes.inner].map(u64::from);
-        let map = |base, rows, columns, box_rows| {
-            matrix_map(&self.device, base, [rows, columns], box_rows).map(Arg::Map)
-        };
+        let map =
+            |base, rows, columns, box_rows| matrix_map(&self.device, base, [rows, columns], box_rows).map(Arg::Map);
         let x = |base, columns| map(base, rows, columns, kernels::CHAIN_ROWS);
         let [o_box, gate_up_box, down_box, qkv_box] = kernels::CHAIN_BOX_ROWS;
         let next = op.next.as_ref();

@@ -127,9 +127,9 @@ pub const FILES: [KernelFile; 18] = [
     file!(
         "wide_linear",
         Variants::Hopper,
-        ["wide_gated_n256", "wide_gated_n224", "wide_plain_n256", "wide_plain_n192"]
+        ["wide_gated_n256", "wide_gated_n224", "wide_gated_n160", "wide_plain_n256", "wide_plain_n192"]
     ),
-    file!("wide_head", Variants::Hopper, ["wide_head_n256"]),
+    file!("wide_head", Variants::Hopper, ["wide_head_n256", "wide_head_beside_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
     file!("chain_linear", Variants::Hopper, ["chain_linear"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
@@ -215,7 +215,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "SPLIT("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "SPLIT(", "HEAD("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;

@@ -115,11 +115,12 @@ template <After AFTER, int S> struct Split {
     float d[COLUMNS / 8][4];
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; j++) d[j][0] = d[j][1] = d[j][2] = d[j][3] = 0.f;
+    const tile_t x_tile = base_tile(ring, 1024, 16), w_tile = base_tile(ring + X_BYTES, 1024, 16);
     int stage = wgroup, before = -1;
     u32 parity = 0;
     for (int step = wgroup; step < steps; step += 2) {
-      const tile_t x = swizzled_tile(ring + stage * STAGE_BYTES, 1024, 16);
-      const tile_t w = swizzled_tile(ring + stage * STAGE_BYTES + X_BYTES, 1024, 16);
+      const u32 moved = __shfl_sync(FULL_WARP, stage * STAGE_BYTES, 0);  // the same in all, as above
+      const tile_t x = moved_tile(x_tile, moved), w = moved_tile(w_tile, moved);
       barrier_wait(full + stage * 8, parity);
       wgmma_settle(d);
       wgmma_fence();

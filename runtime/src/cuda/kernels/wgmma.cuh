@@ -9,7 +9,7 @@ DEVICE tile_t swizzled_tile(smem_t at, u32 groups, u32 panels) {
   return (u64)((at & 0x3ffff) >> 4) | (u64)(panels >> 4) << 16 | (u64)(groups >> 4) << 32 | 1ull << 62;
 }
 // The same, of which the compiler knows nothing: what is added to it is then added in the registers that products read, not
-// worked out anew for each product, which waits for the one before.
+// worked out anew for each product, which would wait for the one before.
 DEVICE tile_t base_tile(smem_t at, u32 groups, u32 panels) {
   tile_t tile = swizzled_tile(at, groups, panels);
   asm volatile("" : "+l"(tile));
@@ -152,6 +152,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 #define NAMES_1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES_1A "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_2A "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define NAMES_3A "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 
@@ -167,6 +168,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 WGMMA_SHARED(64, NAMES_0, "%32", "%33", "%34", TILES_8(0))
 WGMMA_SHARED(96, NAMES_0 ", " NAMES_1A, "%48", "%49", "%50", TILES_8(0), TILES_4(8))
 WGMMA_SHARED(128, NAMES_0 ", " NAMES_1, "%64", "%65", "%66", TILES_8(0), TILES_8(8))
+WGMMA_SHARED(160, NAMES_0 ", " NAMES_1 ", " NAMES_2A, "%80", "%81", "%82", TILES_8(0), TILES_8(8), TILES_4(16))
 WGMMA_SHARED(192, NAMES_0 ", " NAMES_1 ", " NAMES_2, "%96", "%97", "%98", TILES_8(0), TILES_8(8), TILES_8(16))
 WGMMA_SHARED(224, NAMES_0 ", " NAMES_1 ", " NAMES_2 ", " NAMES_3A, "%112", "%113", "%114", TILES_8(0), TILES_8(8), TILES_8(16),
              TILES_4(24))

@@ -1,7 +1,7 @@
 // y = x W^T for many rows, on Hopper.
 //
-//   wide_gated_n256, _n224   y = silu(x G^T) * (x U^T)     w rows: n of G, then n of U
-//   wide_plain_n256, _n192   y = x W^T (+ bias) (+ residual)
+//   wide_gated_n256, _n224, _n160   y = silu(x G^T) * (x U^T)     w rows: n of G, then n of U
+//   wide_plain_n256, _n192          y = x W^T (+ bias) (+ residual)
 //
 // x, w, maps and grid as in wide.cuh; bias [n], residual and y [rows, n], all bf16; sums rounded once. n a multiple of 8.
 // bias and residual may be null; residual may be y.
@@ -104,6 +104,7 @@ struct Plain : Product {
   }
 WIDE(wide_gated_n256, Gated, 256)
 WIDE(wide_gated_n224, Gated, 224)
+WIDE(wide_gated_n160, Gated, 160)
 WIDE(wide_plain_n256, Plain, 256)
 WIDE(wide_plain_n192, Plain, 192)
 #undef WIDE
