@@ -103,7 +103,6 @@ mod tests {
             assert_eq!(defined(name), Some(value.to_string()), "{name}");
         }
         assert!(text.contains(&format!("W == GATE_UP ? {GATED_WIDTH} :")));
-        assert!(CHAIN_ROWS * (COLUMNS + 16) * 4 <= PARTS_SLOTS * CHAIN_ROWS * DEPTH * 2);
     }
 
     #[test]
