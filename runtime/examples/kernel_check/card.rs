@@ -29,7 +29,7 @@ fn most_shared_bytes(entry: &str, device: &Device) -> u32 {
     match entry {
         _ if entry.starts_with("attn_decode_") => device.shared_memory_per_block_bytes,
         "attn_prefill" | "attn_prefill_wgmma" => 226 << 10,
-        _ if entry.starts_with("wide_") || entry.starts_with("split_") => 227 << 10,
+        _ if entry.starts_with("wide_") || entry.starts_with("split_") || entry.starts_with("chain_") => 227 << 10,
         _ if entry.starts_with("fused_m") || entry.starts_with("tile_") => 128 << 10,
         _ => 0,
     }

@@ -44,7 +44,8 @@ impl Head {
 
     /// By our kernel.
     fn own(&self) -> Result<Route, Failure> {
-        let index = WIDE.iter().position(Wide::chooses).ok_or("no such entry")?;
+        let GemmShape { m, n, k, .. } = self.shape;
+        let index = WIDE.iter().position(|w: &Wide| w.chooses() && w.takes(m, n, k)).ok_or("no such entry")?;
         Ok(self.linears.route(&self.shape, Choice::Wide(index))?)
     }
 
@@ -91,6 +92,9 @@ fn words(card: &Card, rows: impl Iterator<Item = Option<SampleRow>>) -> Result<D
 
 pub fn check(card: &Card) -> Outcome {
     for (m, n, k) in [
+        (64, 151_936, 896),
+        (33, 5000, 136),
+        (128, 32_003, 896),
         (192, 5000, 896),
         (256, 151_936, 896),
         (300, 32_003, 136),
@@ -144,7 +148,7 @@ fn one(card: &Card, m: usize, n: usize, k: usize) -> Outcome {
     head.logits.fill(0xff)?;
     head.product(&mut head.own()?, &all)?;
     let full = head.logits()?;
-    let what = format!("wide_head_n256 {m}x{n}x{k}");
+    let what = format!("wide_head {m}x{n}x{k}");
     let stride = head.shape.out_stride;
     let inside = |i: &usize| i % stride < n;
     let odd =
@@ -199,7 +203,7 @@ pub fn time(card: &Card) -> Outcome {
     let asked: Vec<usize> = std::env::var("HEAD_ROWS")
         .map(|w| w.split_whitespace().filter_map(|w| w.parse().ok()).collect())
         .unwrap_or_default();
-    let rows = if asked.is_empty() { vec![192, 224, 256, 288, 320, 384, 448, 512] } else { asked };
+    let rows = if asked.is_empty() { vec![32, 64, 96, 128, 192, 224, 256, 288, 320, 384, 448, 512] } else { asked };
     for (name, n, k) in [("0.5B", 151_936, 896), ("8B", 128_256, 4096)] {
         for &m in &rows {
             time_one(card, name, m, n, k)?;
@@ -232,7 +236,7 @@ fn time_one(card: &Card, name: &str, m: usize, n: usize, k: usize) -> Outcome {
     }
     figures.sort_by(|a, b| a.0.total_cmp(&b.0));
     let flops = 2.0 * (m * n * k) as f64;
-    for (kind, chooses) in [("cuBLASLt, scan", false), ("wide_head_n256", true)] {
+    for (kind, chooses) in [("cuBLASLt, scan", false), ("wide_head", true)] {
         let Some((whole, alone, stores, _)) = figures.iter().find(|f| f.3 == chooses) else { continue };
         println!(
             "{name} head rows {m}: {kind} and choice {whole:.1} us; the product {alone:.1} ({:.0} TFLOP/s), {stores:.1} where all rows are sampled",

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 mod card;
+mod chain;
 mod check;
 mod check_attention;
 mod check_edges;
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
 
 type Section = fn(&Card) -> Outcome;
 
-fn sections() -> [(&'static str, Section); 19] {
+fn sections() -> [(&'static str, Section); 21] {
     [
         ("check rows", check::rows),
         ("check edges", check_edges::all),
@@ -71,6 +72,7 @@ fn sections() -> [(&'static str, Section); 19] {
         ("check fused", check_fused::all),
         ("check wide", wide::check),
         ("check rotated", rotated::check),
+        ("check chain", chain::check),
         ("check head", head::check),
         ("check sample", check::sample),
         ("check attention", check_attention::all),
@@ -81,6 +83,7 @@ fn sections() -> [(&'static str, Section); 19] {
         ("time fused", time_fused::all),
         ("time wide", wide::time),
         ("time rotated", rotated::time),
+        ("time chain", chain::time),
         ("time head", head::time),
         ("time rows", time::rows),
         ("time sample", time::sample),

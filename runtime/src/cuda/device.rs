@@ -3,6 +3,7 @@
 use super::CudaError;
 use super::clock::Clock;
 use super::error::{OLDEST_CAPABILITY, OLDEST_DRIVER};
+use super::fusion::Abilities;
 use super::kernels::Decode;
 use super::libraries;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -21,6 +22,8 @@ pub struct Device {
     /// Most dynamic shared memory that a block may ask for.
     pub shared_memory_per_block_bytes: u32,
     pub total_bytes: u64,
+    /// Whether kernels of other processes may run beside ours (MPS).
+    pub is_shared: bool,
     /// CUDA version of the driver, 13000 for 13.0.
     pub driver_version: i32,
     /// `GPU-...` as `nvidia-smi -L` prints it.
@@ -37,6 +40,9 @@ struct StreamHandle(sys::CUstream);
 unsafe impl Send for StreamHandle {}
 // SAFETY: as above; the driver's calls on streams are thread-safe.
 unsafe impl Sync for StreamHandle {}
+
+/// Multiprocessors of a Hopper card that is not a part of one.
+const WHOLE_CARD: u32 = 100;
 
 /// Free and total bytes of a card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +92,8 @@ impl Device {
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32;
+        // Drivers that do not know the question have no answer.
+        let is_shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED).is_ok_and(|enabled| enabled != 0);
         let total = context.total_mem().map_err(from(&name, "cuDeviceTotalMem"))?;
         let stream = cudarc::driver::result::stream::create(cudarc::driver::result::stream::StreamKind::NonBlocking)
             .map_err(from(&name, "cuStreamCreate"))?;
@@ -98,6 +106,7 @@ impl Device {
             multiprocessors,
             shared_memory_per_block_bytes: shared,
             total_bytes: total as u64,
+            is_shared,
             driver_version,
             name,
             context,
@@ -107,6 +116,13 @@ impl Device {
     /// Architecture name for NVRTC: the card's own, with the instructions that only it has from Hopper on.
     pub fn arch(&self) -> String {
         arch(self.compute_capability)
+    }
+
+    /// What launches may rely on here.
+    pub const fn abilities(&self) -> Abilities {
+        let (major, _) = self.compute_capability;
+        let whole = self.multiprocessors >= WHOLE_CARD && !self.is_shared;
+        Abilities { clusters: major >= 9, chains: major == 9 && whole }
     }
 
     /// The decode attention's launches for heads of this dimension.

@@ -1,5 +1,6 @@
 //! Walks the plan and launches: the one path of every step, replayed or not.
 
+mod chained;
 mod rotation;
 
 pub use rotation::RowPlaces;
@@ -36,6 +37,7 @@ pub struct Surfaces {
     pub vocab_size: u32,
     /// Scratch of the choice of tokens, [`kernels::bests`] u64.
     pub bests: DevicePointer,
+    pub chain: ChainSurfaces,
     /// Scratch of the decode attention.
     pub partial: DevicePointer,
     pub statistic: DevicePointer,
@@ -49,6 +51,14 @@ pub struct Surfaces {
     pub layers: Vec<(DevicePointer, DevicePointer)>,
     /// Of rows of no step, as many as the largest has: position 0, no slot.
     pub no_places: RowPlaces,
+}
+
+/// Scratch of `chain_linear.cu`, and the count of its blocks, which begins at zero.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChainSurfaces {
+    pub normed: DevicePointer,
+    pub squares: DevicePointer,
+    pub count: DevicePointer,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -166,6 +176,7 @@ impl Executor {
             match op {
                 DeviceOp::Linear(linear) => self.linear(linear, step),
                 DeviceOp::Fused(fused) => self.fused(fused, step),
+                DeviceOp::Chain(chain) => self.chain(chain, step),
                 DeviceOp::Embed { table, out, width, vocab, scale } => {
                     let args = [
                         Arg::Pointer(step.token_ids),

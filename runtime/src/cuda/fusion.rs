@@ -1,8 +1,9 @@
 //! Ops of decode steps put together: a product with the norm before it and with what is done to its result, one launch
-//! instead of three. The program stays as it is; steps with more rows, or with prefill chunks, run its ops one by one.
+//! instead of three; or all products between two attentions. The program stays as it is; steps with more rows, or with
+//! prefill chunks, run its ops one by one.
 
-use super::kernels::{After, FusedShape, WIDE, WIDE_ROWS_MIN, fused_for};
-use super::plan::{DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, Plan, RotatedOutput};
+use super::kernels::{After, ChainSizes, FusedShape, WIDE, WIDE_ROWS_MIN, chain_for, fused_for};
+use super::plan::{ChainOp, DeviceOp, FusedLinear, GatedActivation, InputNorm, LinearOp, NextQkv, Plan, RotatedOutput};
 use mserve_planner::model::{BufferId, Op, Program};
 
 /// The ops of decode steps of up to so many rows, one token a sequence.
@@ -21,16 +22,25 @@ pub const GATED_ROWS: usize = 32;
 pub const ROTATED_ROWS: usize = WIDE_ROWS_MIN;
 
 impl Plan {
-    /// Makes the lists of decode steps. `program` is the one that this plan is of; `clusters`: whether the card has them.
-    pub fn fuse(&mut self, program: &Program, clusters: bool) {
+    /// Makes the lists of decode steps. `program` is the one that this plan is of.
+    pub fn fuse(&mut self, program: &Program, abilities: Abilities) {
         let (output, ungathered) = (program.output, without_gathers(program));
         let list = |&rows_max: &usize| {
-            let fusion = Fusion { program: &ungathered, output, ops: &self.ungathered, rows: rows_max, clusters };
+            let fusion = Fusion { program: &ungathered, output, ops: &self.ungathered, rows: rows_max, abilities };
             DecodeOps { rows_max, ops: fusion.run() }
         };
         self.decode = ROW_CLASSES.iter().map(list).collect();
-        self.prefill = Fusion { program: &program.ops, output, ops: &self.ops, rows: usize::MAX, clusters }.pairs();
+        self.prefill = Fusion { program: &program.ops, output, ops: &self.ops, rows: usize::MAX, abilities }.pairs();
     }
+}
+
+/// What a card can do beyond the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Abilities {
+    pub clusters: bool,
+    /// Blocks of a launch that fits the card run all at a time, so that they may wait for one another: nobody else's kernels
+    /// run beside ours, and `chain_linear.cu` is there.
+    pub chains: bool,
 }
 
 /// The program's ops in steps whose rows are outputs, in order. Gathers would copy all rows there: what works on the copy
@@ -56,7 +66,7 @@ struct Fusion<'a> {
     /// One for each of the program's.
     ops: &'a [DeviceOp],
     rows: usize,
-    clusters: bool,
+    abilities: Abilities,
 }
 
 /// Ops that one launch replaces, and the launch.
@@ -68,7 +78,8 @@ impl Fusion<'_> {
         let mut at = 0;
         while at < self.ops.len() {
             let pair = || self.pair(at).map(|op| (2, op));
-            let (count, op) = self.replacement(at).or_else(pair).unwrap_or((1, self.ops[at]));
+            let (count, op) =
+                self.chain(at).or_else(|| self.replacement(at)).or_else(pair).unwrap_or((1, self.ops[at]));
             out.push(op);
             at += count;
         }
@@ -133,6 +144,71 @@ impl Fusion<'_> {
         }))
     }
 
+    /// What lies between the attention before `at` and the next.
+    fn chain(&self, at: usize) -> Option<Replacement> {
+        let &[
+            DeviceOp::Linear(o),
+            DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. },
+            DeviceOp::Linear(gate_up),
+            DeviceOp::GatedAct { activation: GatedActivation::Silu, .. },
+            DeviceOp::Linear(down),
+        ] = self.ops.get(at..at + 5)?
+        else {
+            return None;
+        };
+        let adds = down.residual == Some(o.out) && down.out == o.out && o.bias.is_none() && down.bias.is_none();
+        let alone = (1..=3).all(|i| self.output_of(at + i).is_some_and(|out| self.read_only_by(out, &[at + i + 1])));
+        let DeviceOp::Linear(LinearOp { out: inner, .. }) = self.gated(at + 2)? else { return None };
+        let next = self.next_qkv(at + 5, gate_up.k);
+        let sizes = ChainSizes { hidden: o.n, attention: o.k, inner: down.k };
+        let head_dim = next.map_or(0, |n| n.rotated.heads.head_dim);
+        let fits = chain_for(u32::try_from(self.rows).ok()?, &sizes, head_dim);
+        if !self.abilities.chains || !adds || !alone || !fits {
+            return None;
+        }
+        let (mlp_norm, count) = (InputNorm { weight, eps }, if next.is_some() { 8 } else { 5 });
+        let chain = ChainOp {
+            x: o.x,
+            residual: o.residual?,
+            h: o.out,
+            inner,
+            sizes,
+            o: o.weight,
+            gate_up: gate_up.weight,
+            down: down.weight,
+            mlp_norm,
+            next,
+        };
+        Some((count, DeviceOp::Chain(chain)))
+    }
+
+    /// Norm, product and rotation in front of an attention.
+    fn next_qkv(&self, at: usize, hidden: u32) -> Option<NextQkv> {
+        let &[
+            DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. },
+            DeviceOp::Linear(qkv),
+            DeviceOp::RopeKvWrite { heads, rope: Some(rope), q_norm: None, k_norm: None, layer, whole: true, .. },
+        ] = self.ops.get(at..at + 3)?
+        else {
+            return None;
+        };
+        let alone = self.read_only_by(self.output_of(at)?, &[at + 1])
+            && self.read_only_by(self.output_of(at + 1)?, &[at + 2, at + 3]);
+        let bare = qkv.residual.is_none() && qkv.out_stride == qkv.n && qkv.k == hidden;
+        let rotated = RotatedOutput { heads, rope, layer };
+        let norm = InputNorm { weight, eps };
+        let next = NextQkv { norm, weight: qkv.weight, bias: qkv.bias, out: qkv.out, n: qkv.n, rotated };
+        (alone && bare).then_some(next)
+    }
+
+    /// The buffer that an op of a chain writes.
+    fn output_of(&self, at: usize) -> Option<BufferId> {
+        match self.program.get(at)? {
+            Op::Norm { out, .. } | Op::Linear { out, .. } | Op::GatedAct { out, .. } => Some(*out),
+            _ => None,
+        }
+    }
+
     fn replacement(&self, at: usize) -> Option<Replacement> {
         if let (Op::Norm { out, .. }, DeviceOp::Norm { x, weight, add: None, eps, offset: 0.0, .. }) =
             (&self.program[at], &self.ops[at])
@@ -158,7 +234,7 @@ impl Fusion<'_> {
             let head_dim = linear.rotated.map_or(0, |r| r.heads.head_dim);
             let (n, k, rows) = (linear.n, linear.k, u32::try_from(self.rows).ok()?);
             let shape = FusedShape { after, rows, n, k, norm: norm.is_some(), head_dim };
-            let (kernel, clusters) = fused_for(&shape, self.clusters)?;
+            let (kernel, clusters) = fused_for(&shape, self.abilities.clusters)?;
             Some(DeviceOp::Fused(FusedLinear { linear, norm, kernel, clusters }))
         };
         let out = match &self.program[at] {
@@ -193,19 +269,20 @@ mod tests {
     use super::*;
     use crate::cuda::arena::{ArenaPlan, StepRows};
     use crate::cuda::plan::{Bases, plan};
-    use crate::cuda::testing::{llama_program, llama_program_of};
+    use crate::cuda::testing::{llama_program, llama_program_of, llama_spec};
     use crate::cuda::weights::WeightLayout;
+    use mserve_planner::model::families;
     use mserve_planner::model::{Activation, Rows};
 
     fn fused(layers: usize) -> Plan {
-        fused_of(&llama_program(layers))
+        fused_of(&llama_program(layers), false)
     }
 
-    fn fused_of(program: &Program) -> Plan {
+    fn fused_of(program: &Program, chains: bool) -> Plan {
         let weights = WeightLayout::new(program).unwrap();
         let arena = ArenaPlan::new(program, StepRows { tokens: 32, sequences: 4 });
         let mut plan = plan(program, &weights, &arena, Bases { weights: 1 << 40, arena: 1 << 41 }).unwrap();
-        plan.fuse(program, true);
+        plan.fuse(program, Abilities { clusters: true, chains });
         plan
     }
 
@@ -223,6 +300,8 @@ mod tests {
             DeviceOp::Fused(f) if f.norm.is_some() && f.linear.f32_out => "norm+head",
             DeviceOp::Fused(f) if f.norm.is_some() => "norm+mlp",
             DeviceOp::Fused(_) => "product",
+            DeviceOp::Chain(c) if c.next.is_some() => "chain",
+            DeviceOp::Chain(_) => "last chain",
         };
         ops.iter().map(kind).collect()
     }
@@ -235,6 +314,62 @@ mod tests {
         let many = kinds(&plan.decode.last().unwrap().ops);
         assert_eq!(many.len(), 11, "{many:?}");
         assert!(!many.contains(&"gather") && !many.contains(&"act"));
+    }
+
+    /// Two heads of 64, one of KV: heads that a chain turns.
+    fn spec_with_heads_of_64() -> mserve_planner::model::ModelSpec {
+        use mserve_planner::model::{AttentionSpec, Mixer};
+        let mut spec = llama_spec(2);
+        for layer in &mut spec.layers {
+            let Mixer::Attention(attention) = &mut layer.mixer else { panic!("attention") };
+            let mut rope = attention.rope.clone();
+            rope.as_mut().unwrap().rotary_dim = 64;
+            *attention = AttentionSpec { rope, ..AttentionSpec::grouped(2, 1, 64) };
+        }
+        spec
+    }
+
+    #[test]
+    fn some_dozens_of_rows_of_a_small_model_take_two_launches_a_layer() {
+        let program = families::program(&spec_with_heads_of_64());
+        let plan = fused_of(&program, true);
+        let lists: Vec<Vec<&str>> = plan.decode.iter().map(|d| kinds(&d.ops)).collect();
+        let [.., thirty_two, sixty_four, _] = &lists[..] else { panic!("{lists:?}") };
+        for list in [thirty_two, sixty_four] {
+            assert_eq!(list[2..6], ["attention", "chain", "attention", "last chain"], "{list:?}");
+        }
+        let others = [&lists[0], &lists[1], &lists[2], &lists[5]];
+        assert!(others.iter().all(|list| list.iter().all(|kind| !kind.contains("chain"))), "{others:?}");
+        let without = fused_of(&program, false);
+        assert!(without.decode.iter().all(|d| d.ops.iter().all(|op| !matches!(op, DeviceOp::Chain(_)))));
+    }
+
+    #[test]
+    fn a_chain_writes_what_its_products_wrote_and_turns_heads_for_the_next_attention() {
+        let plan = fused_of(&families::program(&spec_with_heads_of_64()), true);
+        let chains: Vec<ChainOp> = plan.decode[4]
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Chain(chain) => Some(*chain),
+                _ => None,
+            })
+            .collect();
+        let next = chains[0].next.unwrap();
+        assert_eq!((next.rotated.layer, next.n, chains[1].next), (1, 256, None));
+        let products: Vec<LinearOp> = plan
+            .ungathered
+            .iter()
+            .filter_map(|op| match op {
+                DeviceOp::Linear(linear) => Some(*linear),
+                _ => None,
+            })
+            .collect();
+        let [_, o, gate_up, down, qkv, ..] = products[..] else { panic!("{products:?}") };
+        let chain = chains[0];
+        assert_eq!((chain.x, chain.o, chain.h, Some(chain.residual)), (o.x, o.weight, down.out, o.residual));
+        assert_eq!((chain.gate_up, chain.inner, chain.down), (gate_up.weight, down.x, down.weight));
+        assert_eq!((next.weight, next.out, chain.sizes.inner), (qkv.weight, qkv.out, 160));
     }
 
     #[test]
@@ -252,7 +387,7 @@ mod tests {
 
     #[test]
     fn heads_of_64_rotate_where_many_rows_of_them_are_computed() {
-        let plan = fused_of(&llama_program_of(2, 64));
+        let plan = fused_of(&llama_program_of(2, 64), false);
         let together = |ops: &[DeviceOp]| kinds(ops).iter().filter(|k| **k == "linear+rope").count();
         let decode: Vec<usize> = plan.decode.iter().map(|list| together(&list.ops)).collect();
         assert_eq!((together(&plan.prefill), decode), (2, vec![0, 0, 0, 0, 0, 2]));

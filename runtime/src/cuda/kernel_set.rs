@@ -3,9 +3,9 @@
 use super::compile::compile_all;
 use super::cubin_cache::DiskCache;
 use super::device::Device;
-use super::kernels::{self, Decode, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
+use super::kernels::{self, ChainSizes, Decode, FILES, HEAD_DIMS, KernelFile, Prefill, Products, WIDE};
 use super::linear::ProductKernels;
-use super::module::{Kernel, Module};
+use super::module::{Arg, Kernel, Module};
 use super::{CudaError, plan::HeadSizes};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,7 +29,37 @@ pub struct KernelSet {
     pub wide: Vec<Kernel>,
     /// Products with what surrounds them, in the order of [`kernels::FUSED`].
     pub fused: Vec<Kernel>,
+    /// All products between two attentions; `None` where the card cannot ([`super::fusion::Abilities`]).
+    pub chain: Option<ChainKernel>,
     pub by_head_dim: BTreeMap<u32, AttentionKernels>,
+}
+
+#[derive(Debug)]
+pub struct ChainKernel {
+    kernel: Kernel,
+    /// Clusters that the card holds at a time.
+    resident: u32,
+}
+
+impl ChainKernel {
+    /// # Errors
+    /// [`CudaError::Launch`] where not even one cluster runs: its blocks would wait for ever.
+    pub fn new(kernel: Kernel) -> Result<Self, CudaError> {
+        match kernel.clusters_resident(&kernels::chain_block())? {
+            0 => {
+                let what = "the card has no room for a cluster of 8 blocks".to_owned();
+                Err(CudaError::Launch { kernel: kernel.name().to_owned(), what })
+            }
+            resident => Ok(Self { kernel, resident }),
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::launch`].
+    pub unsafe fn launch(&self, sizes: &ChainSizes, args: &[Arg]) -> Result<(), CudaError> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.kernel.launch(&sizes.geometry(self.resident), args) }
+    }
 }
 
 #[derive(Debug)]
@@ -155,6 +185,13 @@ impl KernelSet {
                     if f.reads_through_l1() { kernel.beside_l1() } else { Ok(kernel) }
                 })
                 .collect::<Result<_, _>>()?,
+            chain: match device.abilities().chains {
+                true => {
+                    let shared_bytes = kernels::chain_block().shared_bytes;
+                    Some(ChainKernel::new(get("chain_linear", None, "chain_linear", shared_bytes)?)?)
+                }
+                false => None,
+            },
             by_head_dim,
         })
     }

@@ -6,10 +6,10 @@ use super::budget::{Demand, KvBudget, kv_budget};
 use super::clock::Clock;
 use super::device::Device;
 use super::error::MemoryTerm;
-use super::executor::{AttentionScratch, Executor, RopeTable, RowPlaces, Surfaces};
+use super::executor::{AttentionScratch, ChainSurfaces, Executor, RopeTable, RowPlaces, Surfaces};
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm_tuning::Tuner;
-use super::kernels::{BLOCK_SIZE, HEAD_DIMS, Prefill, bests};
+use super::kernels::{BLOCK_SIZE, ChainSizes, HEAD_DIMS, Prefill, bests};
 use super::memory::{DeviceMemory, DevicePointer};
 use super::metadata::{MetadataLayout, StepShape};
 use super::plan::{Bases, HeadSizes, Plan, plan};
@@ -58,6 +58,7 @@ pub struct Sizes {
     pub max_num_batched_tokens: usize,
     pub max_blocks: usize,
     pub vocab_size: usize,
+    pub hidden_size: usize,
     pub decode_buckets: Vec<usize>,
 }
 
@@ -87,6 +88,7 @@ impl Sizes {
             max_num_batched_tokens: options.max_num_batched_tokens,
             max_blocks: max_model_len.div_ceil(BLOCK_SIZE as usize),
             vocab_size: spec.vocab_size as usize,
+            hidden_size: spec.hidden_size as usize,
             decode_buckets: decode_buckets(options.max_num_seqs),
         })
     }
@@ -139,6 +141,7 @@ struct SurfaceOffsets {
     token_state: u64,
     token_state_stride: usize,
     bests: u64,
+    chain: [u64; 3],
     partial: u64,
     statistic: u64,
     ropes: Vec<(u64, u64, u32)>,
@@ -159,6 +162,7 @@ impl SurfaceOffsets {
             sizes.max_model_len as u32,
         );
         let token_state_stride = sizes.vocab_size.next_multiple_of(2);
+        let (normed_bytes, squares_bytes) = ChainSizes::scratch_bytes(sizes.hidden_size as u64);
         Self {
             metadata: ranges.take(sizes.metadata_words() as u64 * 4),
             block_tables: ranges.take((sizes.max_num_seqs * sizes.max_blocks) as u64 * 4),
@@ -168,6 +172,7 @@ impl SurfaceOffsets {
             token_state: ranges.take((sizes.max_num_seqs * token_state_stride) as u64 * 2),
             token_state_stride,
             bests: ranges.take(bests(sizes.max_num_seqs, sizes.vocab_size as u32) as u64 * 8),
+            chain: [normed_bytes, squares_bytes, 8].map(|bytes| ranges.take(bytes)),
             partial: ranges.take(scratch.partial * 4),
             statistic: ranges.take(scratch.statistic * 4),
             ropes: rotary
@@ -203,6 +208,11 @@ impl SurfaceOffsets {
             token_state_stride: self.token_state_stride as u32,
             vocab_size: sizes.vocab_size as u32,
             bests: base + self.bests,
+            chain: ChainSurfaces {
+                normed: base + self.chain[0],
+                squares: base + self.chain[1],
+                count: base + self.chain[2],
+            },
             partial: base + self.partial,
             statistic: base + self.statistic,
             max_model_len: sizes.max_model_len as u32,
@@ -325,7 +335,7 @@ pub fn load(
     let memory = ModelMemory::new(device, &layout)?;
     let bases = Bases { weights: memory.weights.pointer(), arena: memory.arena.pointer() };
     let mut plan = plan(&program, &layout.weights, &layout.arena, bases)?;
-    plan.fuse(&program, device.compute_capability >= (9, 0));
+    plan.fuse(&program, device.abilities());
     if let WeightOrigin::Random { seed } = origin {
         random_weights::fill(device, &program, &layout.weights, &memory.weights, *seed)?;
     }

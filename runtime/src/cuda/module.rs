@@ -156,6 +156,18 @@ impl Kernel {
         Ok(self)
     }
 
+    /// Clusters of `geometry`'s blocks that the whole card holds at a time.
+    pub fn clusters_resident(&self, geometry: &Geometry) -> Result<u32, CudaError> {
+        let device = &self.module.device;
+        let mut attributes = [cluster_attribute(geometry.cluster)];
+        let config = launch_config(geometry, device.stream(), &mut attributes);
+        let mut clusters = 0;
+        // SAFETY: config and attribute live until the call returns; the function is live; one number is written.
+        let result = unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.function, &raw const config) };
+        device.check("cuOccupancyMaxActiveClusters", result)?;
+        Ok(clusters as u32)
+    }
+
     /// Puts one launch into the device's stream.
     ///
     /// # Errors
@@ -185,23 +197,10 @@ impl Kernel {
             count += 1;
         }
         if geometry.cluster > 1 {
-            attributes[count].id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-            let dimension = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: geometry.cluster, z: 1 };
-            attributes[count].value.clusterDim = dimension;
+            attributes[count] = cluster_attribute(geometry.cluster);
             count += 1;
         }
-        let config = sys::CUlaunchConfig {
-            gridDimX: geometry.grid[0],
-            gridDimY: geometry.grid[1],
-            gridDimZ: geometry.grid[2],
-            blockDimX: geometry.block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: geometry.shared_bytes,
-            hStream: device.stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: count as u32,
-        };
+        let config = launch_config(geometry, device.stream(), &mut attributes[..count]);
         // SAFETY: config, attributes, cells and maps live until the call returns, which is when the driver has copied them;
         // number and sizes of the arguments were checked; the caller vouches for what the pointers point to.
         let result = unsafe {
@@ -225,5 +224,33 @@ impl Kernel {
         }
         let what = format!("its parameters have sizes {:?}, the launch gives {given:?}", self.parameters);
         Err(CudaError::Launch { kernel: self.name.clone(), what })
+    }
+}
+
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    // SAFETY: an attribute is plain data; zero is the value of every field not set here.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: blocks, z: 1 };
+    attribute
+}
+
+/// `attributes` must live as long as what is returned is used.
+fn launch_config(
+    geometry: &Geometry,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: geometry.grid[0],
+        gridDimY: geometry.grid[1],
+        gridDimZ: geometry.grid[2],
+        blockDimX: geometry.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: geometry.shared_bytes,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
     }
 }

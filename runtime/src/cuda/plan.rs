@@ -4,6 +4,7 @@ use super::CudaError;
 use super::arena::{ArenaPlan, is_logits};
 use super::fusion::{DecodeOps, without_gathers};
 use super::gemm::GemmShape;
+use super::kernels::ChainSizes;
 use super::memory::DevicePointer;
 use super::metadata::StepShape;
 use super::weights::WeightLayout;
@@ -83,6 +84,39 @@ pub enum DeviceOp {
     },
     /// A product with what surrounds it, for few rows: see `fusion`.
     Fused(FusedLinear),
+    /// All products between two attentions, for some dozens of rows.
+    Chain(ChainOp),
+}
+
+/// One launch of `chain_linear.cu`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChainOp {
+    /// The attention's result.
+    pub x: DevicePointer,
+    /// What the first sum is added to.
+    pub residual: DevicePointer,
+    /// Where both sums are written, one over the other; may be `residual`.
+    pub h: DevicePointer,
+    /// Where the gated product goes.
+    pub inner: DevicePointer,
+    pub sizes: ChainSizes,
+    pub o: DevicePointer,
+    pub gate_up: DevicePointer,
+    pub down: DevicePointer,
+    pub mlp_norm: InputNorm,
+    /// Of the next layer, if there is one.
+    pub next: Option<NextQkv>,
+}
+
+/// The product in front of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NextQkv {
+    pub norm: InputNorm,
+    pub weight: DevicePointer,
+    pub bias: Option<DevicePointer>,
+    pub out: DevicePointer,
+    pub n: u32,
+    pub rotated: RotatedOutput,
 }
 
 /// One launch of `fused_linear.cu`.

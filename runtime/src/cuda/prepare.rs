@@ -144,6 +144,7 @@ mod tests {
     use crate::cuda::arena::ArenaPlan;
     use crate::cuda::buckets::decode_buckets;
     use crate::cuda::executor::RopeTable;
+    use crate::cuda::fusion::Abilities;
     use crate::cuda::plan::{Bases, plan};
     use crate::cuda::testing::{llama_program, llama_program_of};
     use crate::cuda::weights::WeightLayout;
@@ -164,7 +165,7 @@ mod tests {
         let weights = WeightLayout::new(program).unwrap();
         let bases = Bases { weights: 1 << 40, arena: 1 << 41 };
         let mut plan = plan(program, &weights, &ArenaPlan::new(program, SIZES), bases).unwrap();
-        plan.fuse(program, true);
+        plan.fuse(program, Abilities { clusters: true, chains: false });
         plan
     }
 
@@ -174,6 +175,7 @@ mod tests {
             max_num_seqs: SIZES.sequences,
             max_num_batched_tokens: SIZES.tokens,
             max_blocks: 64,
+            hidden_size: 64,
             vocab_size: 512,
             decode_buckets: decode_buckets(SIZES.sequences),
         };

@@ -132,6 +132,13 @@ fn name(op: &DeviceOp, shape: &StepShape, keys: f64) -> (String, f64) {
             let bytes = f64::from(weight_rows) * f64::from(l.k) * 2.0 + width_bytes(n, 1.0) + width_bytes(l.k, 1.0);
             (format!("{entry} {n}x{}", l.k), bytes)
         }
+        DeviceOp::Chain(c) => {
+            let sizes = c.sizes;
+            let inner = f64::from(sizes.attention) + 3.0 * f64::from(sizes.inner);
+            let qkv = c.next.map_or(0.0, |n| f64::from(n.n));
+            let name = if c.next.is_some() { "chain_linear" } else { "chain_linear of the last layer" };
+            (name.to_owned(), (inner + qkv) * f64::from(sizes.hidden) * 2.0)
+        }
         DeviceOp::RopeKvWrite { heads, .. } => ("rope".to_owned(), width_bytes(all_heads(heads), 2.0)),
         DeviceOp::Attention { heads, .. } => {
             let kv = keys * f64::from(heads.kv_heads * heads.head_dim) * 4.0;

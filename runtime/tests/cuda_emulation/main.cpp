@@ -1,9 +1,10 @@
-// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|fused|sample|wide]
+// c++ -std=c++20 -O2 -I. -I../../src/cuda/kernels main.cpp && ./a.out [rows|attention|gemv|fused|sample|wide|chain]
 
 
 #include "check.hpp"
 
 #include "attention_test.hpp"
+#include "chain_linear_test.hpp"
 #include "fused_linear_test.hpp"
 #include "gemv_test.hpp"
 #include "rows_test.hpp"
@@ -21,5 +22,6 @@ int main(int argc, char** argv) {
   part("fused", test_fused_linear);
   part("sample", test_sample);
   part("wide", test_wide_linear);
+  part("chain", test_chain_linear);
   return failures ? 1 : 0;
 }

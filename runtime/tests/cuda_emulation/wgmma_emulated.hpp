@@ -34,8 +34,10 @@ inline void publish_barriers() {}
 // The same place in block `rank` of the cluster.
 inline smem_t in_block(smem_t at, int rank) { return at + (rank - cluster_rank()) * emu::shared_of_block; }
 inline void barrier_arrive_in(smem_t at, int rank) { barrier_arrive(in_block(at, rank)); }
+inline void barrier_arrive_in_cluster(smem_t at, int rank) { barrier_arrive_in(at, rank); }
 struct TensorMap { const bf16* base; int width, rows = 1 << 30, box_rows = 16; };
 inline void acquire_map(const TensorMap*) {}
+inline void prefetch_map(const TensorMap*) {}
 inline void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
   if (to % 1024) emu::fail("a box of 8 rows begins at 1,024 bytes");
   check_shared(to, 16), check_shared(to + map->box_rows * 128 - 16, 16);
@@ -78,6 +80,21 @@ inline void barrier_arrive_after_copies(smem_t at) {
 inline void barrier_wait(smem_t at, u32 parity) {
   while ((shared_barrier(at).phases & 1) == parity) emu::yield();
 }
+inline void send_in_cluster4(smem_t to, int rank, smem_t barrier, float a, float b, float c, float d) {
+  store_in_cluster4(to, rank, a, b, c, d);
+  SharedBarrier& there = shared_barrier(in_block(barrier, rank));
+  there.bytes -= 16;
+  barrier_settle(there);
+}
+inline void barrier_wait_in_cluster(smem_t at, u32 parity) { barrier_wait(at, parity); }
+inline void count_up(u64* count) { ++*count; }
+inline u64 count_now(const u64* count) { return *count; }
+inline void wait_for_count(const u64* count, u64 until) {
+  while (*count < until) emu::yield();
+}
+inline float4 load_fresh16(const float* p) { return load_as<float4>(p); }
+inline u32 load_fresh4(const void* p) { return load_as<u32>(p); }
+inline u32x2 load_fresh8(const void* p) { return load_as<u32x2>(p); }
 inline void named_wait(int id, int threads) { emu::meet(emu::named_barriers[cluster_rank()][id], threads); }
 template <int N> inline void fewer_registers() {}
 template <int N> inline void more_registers() {}

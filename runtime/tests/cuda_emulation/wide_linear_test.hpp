@@ -96,11 +96,13 @@ inline void test_wide_head(int rows, int n, int k, bool none_wants) {
   }
   sampling[rows - 1] = {};  // nobody's
   const WideLaunch l(false, 256, 0, rows, n);
-  const TensorMap x_map = {x.data(), k, rows, 128}, w_map = {w.data(), k, n, 128};
+  const bool beside = rows <= 128;
+  const TensorMap x_map = {x.data(), k, rows, beside ? 64 : 128}, w_map = {w.data(), k, n, 128};
   emu::launch({1, l.blocks, 1}, l.threads, l.shared, [&] {
-    wide::wide_head_n256(x_map, w_map, none_wants ? nullptr : sampling.data(), logits.data(), bests.data(), rows, n, k, stride);
+    const auto head = beside ? wide::wide_head_beside_n256 : wide::wide_head_n256;
+    head(x_map, w_map, none_wants ? nullptr : sampling.data(), logits.data(), bests.data(), rows, n, k, stride);
   }, l.cluster);
-  const std::string what = "wide_head_n256 rows " + std::to_string(rows) + " n " + std::to_string(n);
+  const std::string what = "wide_head rows " + std::to_string(rows) + " n " + std::to_string(n);
   int unwritten = 0, wrong = 0, missed = 0;
   for (int m = 0; m < rows; m++)
     for (int part = 0; part < parts; part++) {
@@ -179,6 +181,8 @@ inline void test_wide_rotated(const RotatedCase& c) {
 inline void test_wide_linear() {
   test_wide_head(200, 600, 72, false);
   test_wide_head(270, 333, 64, false);
+  test_wide_head(100, 900, 72, false);
+  test_wide_head(35, 512, 136, true);
   test_wide_head(257, 512, 136, true);
   using namespace wide;
   using namespace split;

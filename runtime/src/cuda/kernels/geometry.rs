@@ -231,7 +231,7 @@ mod tests {
     fn a_scan_needs_no_more_scratch_than_there_is() {
         assert_eq!([1, 8, 64, 256, 2000].map(sample_parts), [128, 128, 16, 4, 1]);
         assert!((1..4096).all(|rows| (sample_parts(rows) * rows) as usize <= bests(rows as usize, 1)));
-        assert_eq!([bests(64, 151_936), bests(512, 151_936)], [1024, 512 * 594]);
+        assert_eq!([bests(16, 151_936), bests(512, 151_936)], [1024, 512 * 594]);
     }
 
     #[test]

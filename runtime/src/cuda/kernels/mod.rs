@@ -7,6 +7,7 @@
 //!
 //! Arguments are device pointers, i32, f32 and the copy engine's maps only, in the order of the `.cu` file's entry.
 
+mod chain;
 mod decode;
 mod fused;
 mod geometry;
@@ -14,6 +15,7 @@ mod sample_row;
 mod wide;
 
 pub use super::module::Geometry;
+pub use chain::{CHAIN_BOX_ROWS, CHAIN_ROWS, ChainSizes, chain_block, chain_for};
 pub use decode::{Decode, DecodeLaunch, Shares};
 pub use fused::{After, FUSED, Fused, FusedShape, fused_for};
 pub use geometry::{
@@ -73,7 +75,7 @@ macro_rules! file {
     };
 }
 
-pub const FILES: [KernelFile; 18] = [
+pub const FILES: [KernelFile; 19] = [
     file!("embed", Variants::Once, ["embed"]),
     file!("rms_norm", Variants::Once, ["rms_norm", "rms_norm_add", "add_rms_norm"]),
     file!("qk_norm_rope_kv_write", Variants::HeadDims, ["qk_norm_rope_kv_write"]),
@@ -139,8 +141,9 @@ pub const FILES: [KernelFile; 18] = [
             "wide_rotated_n128_d128",
         ]
     ),
-    file!("wide_head", Variants::Hopper, ["wide_head_n256"]),
+    file!("wide_head", Variants::Hopper, ["wide_head_n256", "wide_head_beside_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
+    file!("chain_linear", Variants::Hopper, ["chain_linear"]),
     file!("sample_scan", Variants::Once, ["sample_scan"]),
     file!("sample", Variants::Once, ["sample"]),
     file!("token_state", Variants::Once, ["token_state_reset"]),
@@ -169,6 +172,7 @@ impl KernelFile {
     pub fn source(&self, head_dim: Option<u32>, compute_capability: (i32, i32)) -> KernelSource {
         let name = head_dim.map_or_else(|| self.name.to_owned(), |d| format!("{}_{d}", self.name));
         let shared: &[&str] = match self.name {
+            "chain_linear" => &[WGMMA, LINEAR],
             "wide_linear" | "wide_rotated" => &[WGMMA, WIDE_PRODUCT],
             "wide_head" => &[WGMMA, LOGITS, WIDE_PRODUCT],
             _ if matches!(self.variants, Variants::Hopper | Variants::HopperHeadDims(_)) => &[WGMMA],
@@ -223,7 +227,7 @@ mod tests {
             let lines = || f.body.lines().map(str::trim_start);
             let made = |prefix: &str| lines().filter(|l| l.starts_with(prefix)).count();
             // The macros of some files hold a KERNEL line each that declares nothing by itself.
-            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "ROTATED(", "SPLIT("];
+            let macros = ["GEMV(", "SKINNY(", "FUSED(", "DECODE(", "WIDE(", "ROTATED(", "SPLIT(", "HEAD("];
             let by_macro: usize = macros.iter().map(|m| made(m)).sum();
             let definitions: usize = macros.iter().map(|m| made(&format!("#define {m}"))).sum();
             let declared = made("KERNEL") + by_macro - definitions;
@@ -239,7 +243,7 @@ mod tests {
     fn sources_say_everything_that_a_compilation_needs() {
         let all = sources(&[64, 128], (9, 0));
         assert_eq!(all.len(), FILES.len() + 4);
-        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() - 2);
+        assert_eq!(sources(&[64, 128], (8, 9)).len(), FILES.len() - 3);
         assert_eq!(sources(&[80], (9, 0)).len(), FILES.len() - 1);
         let prefill = all.iter().find(|s| s.name == "attn_prefill_128").unwrap();
         assert_eq!(prefill.options, ["-DHEAD_DIM=128", "-DKEY_TILE=64"]);

@@ -50,6 +50,11 @@ DEVICE void barrier_arrive_in(smem_t at, int rank) {
   asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}\n"
                ::"r"(at), "r"(rank) : "memory");
 }
+// The same, where what this thread wrote into the cluster's memory is seen by who waits in the same manner.
+DEVICE void barrier_arrive_in_cluster(smem_t at, int rank) {
+  asm volatile("{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(at), "r"(rank) : "memory");
+}
 // Makes the initialised barriers known to the other blocks of the cluster and to the copy engine; a cluster barrier follows.
 DEVICE void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // A matrix in global memory, as cuTensorMapEncodeTiled describes it: rows of bf16, boxes of rows of 64, 128-byte swizzle.
@@ -58,6 +63,7 @@ struct __align__(128) TensorMap { u64 words[16]; };
 DEVICE void acquire_map(const TensorMap* map) {
   asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
 }
+DEVICE void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // The box at `column` and `row` to shared memory, 128 bytes a row, by the copy engine; the barrier hears of it.
 DEVICE void copy_box(smem_t to, const TensorMap* map, int column, int row, smem_t barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
@@ -88,6 +94,54 @@ DEVICE void barrier_wait(smem_t at, u32 parity) {
         : "=r"(done) : "r"(at), "r"(parity) : "memory");
   }
 }
+// 16 bytes to the place in block `rank` that `to` is in this one; the barrier there in the place of `barrier` hears of them.
+DEVICE void send_in_cluster4(smem_t to, int rank, smem_t barrier, float a, float b, float c, float d) {
+  asm volatile(
+      "{\n.reg .u32 there, hears;\nmapa.shared::cluster.u32 there, %0, %1;\nmapa.shared::cluster.u32 hears, %2, %1;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%3, %4, %5, %6}, [hears];\n}\n"
+      ::"r"(to), "r"(rank), "r"(barrier), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+DEVICE void barrier_wait_in_cluster(smem_t at, u32 parity) {
+  u32 done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done) : "r"(at), "r"(parity) : "memory");
+}
+
+// Blocks of a whole grid wait for one another by a count in global memory. The threads of a block meet, then one counts up.
+DEVICE void count_up(u64* count) { asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory"); }
+DEVICE u64 count_now(const u64* count) {
+  u64 n;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(n) : "l"(count) : "memory");
+  return n;
+}
+// Until the count is `until`: what was written before is then there for this thread, its copies, and who it tells.
+DEVICE void wait_for_count(const u64* count, u64 until) {
+#ifdef SPIN_LIMIT
+  for (u32 spins = 0; count_now(count) < until; spins++)
+    if (spins == SPIN_LIMIT) asm volatile("trap;");
+#else
+  while (count_now(count) < until) {}
+#endif
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+// What other blocks of the same launch wrote: past L1, which may hold what was there before.
+DEVICE float4 load_fresh16(const float* p) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+  return v;
+}
+DEVICE u32 load_fresh4(const void* p) {
+  u32 v;
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+DEVICE u32x2 load_fresh8(const void* p) {
+  u32x2 v;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(v.r[0]), "=r"(v.r[1]) : "l"(p) : "memory");
+  return v;
+}
 // Barrier `id` (1 .. 15; 0 is __syncthreads) of `threads` threads.
 DEVICE void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // Registers a thread, for all warps of a warpgroup: what some give back, others take.
@@ -101,6 +155,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
 #define TILES_8(t) TILES_4(t), TILES_4(t + 4)
 #define NAMES_0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_1A "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define NAMES_2A "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
@@ -116,6 +171,7 @@ template <int N> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.syn
                  : __VA_ARGS__ : "l"(a), "l"(b), "r"(add));                                                               \
   }
 WGMMA_SHARED(64, NAMES_0, "%32", "%33", "%34", TILES_8(0))
+WGMMA_SHARED(96, NAMES_0 ", " NAMES_1A, "%48", "%49", "%50", TILES_8(0), TILES_4(8))
 WGMMA_SHARED(128, NAMES_0 ", " NAMES_1, "%64", "%65", "%66", TILES_8(0), TILES_8(8))
 WGMMA_SHARED(160, NAMES_0 ", " NAMES_1 ", " NAMES_2A, "%80", "%81", "%82", TILES_8(0), TILES_8(8), TILES_4(16))
 WGMMA_SHARED(192, NAMES_0 ", " NAMES_1 ", " NAMES_2, "%96", "%97", "%98", TILES_8(0), TILES_8(8), TILES_8(16))

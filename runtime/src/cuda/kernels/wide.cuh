@@ -7,7 +7,8 @@
 // Grid: y = blocks, as many as multiprocessors, in clusters of two; 384 threads. A block computes tiles of 128 rows by
 // COLUMNS rows of w (of gated products half of them of the gates, half of the ups: a thread has both of an element), one
 // after the other. Its first warp brings 64 of k at a time into a ring; two warpgroups, 64 rows each, multiply. The two
-// blocks of a cluster have the same columns: each brings half of w's rows for both. The second warpgroup begins LAG steps
+// blocks of a cluster have the same columns: each brings half of w's rows for both. BESIDE, for up to 128 rows: they have the
+// same rows and columns beside one another; each brings half of x (boxes of 64 rows) for both. The second warpgroup begins LAG steps
 // after the first, and so the end of a tile of one runs beside products of the other: 2 % less in short runs of 28,672 x
 // 4,096, nothing in long ones, where the card's power decides.
 //
@@ -31,14 +32,15 @@
 #define WARP_OUT_BYTES 4096
 
 // What both sides know of the work: which tiles there are, and where the ring and its barriers lie.
-template <class Result, int COLUMNS> struct Work {
+template <class Result, int COLUMNS, bool BESIDE> struct Work {
   static constexpr int WIDTH = Result::GATED ? COLUMNS / 2 : COLUMNS;  // of y
   static constexpr u32 W_BYTES = COLUMNS * DEPTH * 2, STAGE_BYTES = X_BYTES + W_BYTES;
   int row_tiles, column_tiles, rank;
   smem_t ring, outs, full, empty, begun;
 
   DEVICE Work(smem_t at, const Result& p) : ring(at) {
-    row_tiles = ceil_div(p.rows, BLOCK_ROWS * CLUSTER), column_tiles = ceil_div(p.n, WIDTH), rank = cluster_rank();
+    row_tiles = ceil_div(p.rows, BLOCK_ROWS * (BESIDE ? 1 : CLUSTER)), rank = cluster_rank();
+    column_tiles = ceil_div(p.n, WIDTH * (BESIDE ? CLUSTER : 1));
     outs = ring + STAGES * STAGE_BYTES, full = outs + 8 * WARP_OUT_BYTES, empty = full + STAGES * 8;
     begun = empty + STAGES * 8;
   }
@@ -47,7 +49,10 @@ template <class Result, int COLUMNS> struct Work {
   DEVICE void locate(int tile, int& row, int& column) const {
     const int group = tile / (GROUP * column_tiles), first = group * GROUP, height = min(GROUP, row_tiles - first);
     const int rest = tile - first * column_tiles;
-    row = ((first + rest % height) * CLUSTER + rank) * BLOCK_ROWS, column = rest / height * WIDTH;
+    row = first + rest % height, column = rest / height;
+    if (BESIDE) column = column * CLUSTER + rank;
+    else row = row * CLUSTER + rank;
+    row *= BLOCK_ROWS, column *= WIDTH;
   }
 };
 
@@ -60,8 +65,8 @@ struct Place {
   }
 };
 
-template <class Result, int COLUMNS>
-DEVICE void produce(const Work<Result, COLUMNS>& work, const TensorMap* x_map, const TensorMap* w_map, const Result& p) {
+template <class Result, int COLUMNS, bool BESIDE>
+DEVICE void produce(const Work<Result, COLUMNS, BESIDE>& work, const TensorMap* x_map, const TensorMap* w_map, const Result& p) {
   constexpr int HALF = COLUMNS / 2;
   Place place = {0, 1};
   for (int tile = blockIdx.y / CLUSTER; tile < work.tiles(); tile += gridDim.y / CLUSTER) {
@@ -69,17 +74,23 @@ DEVICE void produce(const Work<Result, COLUMNS>& work, const TensorMap* x_map, c
     work.locate(tile, row, column);
     const int w_row = work.rank == 0 ? column : Result::GATED ? p.n + column : column + HALF;
     for (int k = 0; k < p.k; k += DEPTH, place.next()) {
-      const smem_t x = work.ring + place.stage * work.STAGE_BYTES, w = x + X_BYTES + work.rank * (work.W_BYTES / 2);
+      const smem_t x = work.ring + place.stage * work.STAGE_BYTES, w = x + X_BYTES;
       const smem_t full = work.full + place.stage * 8;
       barrier_wait(work.empty + place.stage * 8, place.parity);
       barrier_arrive_expect(full, work.STAGE_BYTES);
-      copy_box(x, x_map, k, row, full);
-      copy_box_to_all(w, w_map, k, w_row, full, 3);
+      if (BESIDE) {
+        copy_box_to_all(x + work.rank * (X_BYTES / 2), x_map, k, row + work.rank * (BLOCK_ROWS / 2), full, 3);
+        copy_box(w, w_map, k, column, full);
+        copy_box(w + work.W_BYTES / 2, w_map, k, column + HALF, full);
+      } else {
+        copy_box(x, x_map, k, row, full);
+        copy_box_to_all(w + work.rank * (work.W_BYTES / 2), w_map, k, w_row, full, 3);
+      }
     }
   }
 }
 
-template <class Result, int COLUMNS> DEVICE void consume(const Work<Result, COLUMNS>& work, const Result& p) {
+template <class Result, int COLUMNS, bool BESIDE> DEVICE void consume(const Work<Result, COLUMNS, BESIDE>& work, const Result& p) {
   // From the first lane: the same in all, so that descriptors need no registers of each.
   const int warp = __shfl_sync(FULL_WARP, threadIdx.x >> 5, 0) - 4, lane = threadIdx.x & 31;
   const tile_t x_tile = swizzled_tile(work.ring + (warp >> 2) * (X_BYTES / 2), 1024, 16);
@@ -116,14 +127,14 @@ template <class Result, int COLUMNS> DEVICE void consume(const Work<Result, COLU
     wgmma_settle(d);
     if (lane < CLUSTER) barrier_arrive_in(before, lane);
     if constexpr (!Result::EARLY) work.locate(tile, row, column);
-    p.finish(d, own, row + warp * 16, column, kept);
+    if (!BESIDE || column < p.n) p.finish(d, own, row + warp * 16, column, kept);
   }
 }
 
-template <class Result, int COLUMNS> DEVICE void multiply(const TensorMap* x_map, const TensorMap* w_map, const Result& p) {
+template <class Result, int COLUMNS, bool BESIDE = false> DEVICE void multiply(const TensorMap* x_map, const TensorMap* w_map, const Result& p) {
   DYNAMIC_SHARED(shared);
   let_next_kernel_start();
-  const Work<Result, COLUMNS> work((smem_address(shared) + 1023) / 1024 * 1024, p);
+  const Work<Result, COLUMNS, BESIDE> work((smem_address(shared) + 1023) / 1024 * 1024, p);
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       barrier_init(work.full + s * 8, 1);

@@ -33,6 +33,8 @@ pub enum WideResult {
 enum Division {
     /// `wide.cuh`: as many blocks as multiprocessors take one pair of row tiles after another.
     Persistent,
+    /// `wide.cuh`: the same, where the blocks of a pair have the same rows.
+    Beside,
     /// `split_linear.cu`: a cluster for each tile; its blocks divide k.
     Split(u32),
 }
@@ -41,6 +43,8 @@ enum Division {
 const DEPTH: u32 = 64;
 /// Of `wide.cuh`. Below this many rows blocks compute more of nothing than other kernels take.
 pub const WIDE_ROWS_MIN: usize = 192;
+/// Of pairs that have the same rows. Below these the kernels for few rows are faster.
+const BESIDE_ROWS: [usize; 2] = [32, 128];
 const CLUSTER: u32 = 2;
 const STAGES: u32 = 4;
 const THREADS: u32 = 384;
@@ -62,13 +66,14 @@ const fn split(entry: &'static str, result: WideResult, blocks: u32) -> Wide {
 }
 
 /// Every entry, to be measured once per shape beside cuBLASLt's algorithms.
-pub const WIDE: [Wide; 15] = [
+pub const WIDE: [Wide; 16] = [
     wide("wide_gated_n256", WideResult::Gated, 256),
     wide("wide_gated_n224", WideResult::Gated, 224),
     wide("wide_gated_n160", WideResult::Gated, 160),
     wide("wide_plain_n256", WideResult::Plain, 256),
     wide("wide_plain_n192", WideResult::Plain, 192),
     wide("wide_head_n256", WideResult::Head, HEAD_COLUMNS),
+    Wide { division: Division::Beside, ..wide("wide_head_beside_n256", WideResult::Head, HEAD_COLUMNS) },
     wide("wide_rotated_n256_d64", WideResult::Rotated(64), 256),
     wide("wide_rotated_n192_d64", WideResult::Rotated(64), 192),
     wide("wide_rotated_n128_d64", WideResult::Rotated(64), 128),
@@ -90,7 +95,7 @@ pub const fn head_parts(vocab: u32) -> u32 {
 
 /// Tokens that `wide_head.cu` keeps of a step of `rows` at most.
 pub const fn head_bests(rows: usize, vocab: u32) -> usize {
-    if rows < WIDE_ROWS_MIN { 0 } else { rows * head_parts(vocab) as usize }
+    if rows < BESIDE_ROWS[0] { 0 } else { rows * head_parts(vocab) as usize }
 }
 
 impl Wide {
@@ -105,8 +110,10 @@ impl Wide {
         if rows == 0 || n == 0 || !n.is_multiple_of(whole) || k == 0 || !k.is_multiple_of(8) {
             return false;
         }
-        if matches!(self.division, Division::Persistent) {
-            return rows >= WIDE_ROWS_MIN;
+        match self.division {
+            Division::Persistent => return rows >= WIDE_ROWS_MIN,
+            Division::Beside => return rows >= BESIDE_ROWS[0] && rows <= BESIDE_ROWS[1],
+            Division::Split(_) => {}
         }
         let blocks = self.blocks(rows as u32, if self.gated() { n / 2 } else { n } as u32);
         blocks >= BLOCKS_LEAST && blocks <= BLOCKS_MOST && k >= (DEPTH * self.split()) as usize
@@ -143,7 +150,7 @@ impl Wide {
 
     const fn cluster(&self) -> u32 {
         match self.division {
-            Division::Persistent => CLUSTER,
+            Division::Persistent | Division::Beside => CLUSTER,
             Division::Split(blocks) => blocks,
         }
     }
@@ -160,7 +167,7 @@ impl Wide {
 
     /// Rows of a box of x.
     pub const fn x_box_rows(&self) -> u32 {
-        self.rows
+        if matches!(self.division, Division::Beside) { self.rows / 2 } else { self.rows }
     }
 
     /// Rows of a box of weights: half of a tile's, one of gates and one of ups.
@@ -172,7 +179,7 @@ impl Wide {
     /// warps; of clusters of `split_linear.cu` the parts of the sums.
     pub const fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * 2 * DEPTH;
-        if matches!(self.division, Division::Persistent) {
+        if !matches!(self.division, Division::Split(_)) {
             return STAGES * (stage + 16) + 8 * 4096 + 8 + 1024;
         }
         let parts = if self.split() > 1 { 2 * self.rows * (self.columns + 16) * 4 } else { 0 };
@@ -183,7 +190,7 @@ impl Wide {
     /// The launch for `rows` rows and `width` columns of y.
     pub const fn geometry(&self, rows: u32, width: u32, multiprocessors: u32) -> Geometry {
         let (blocks, block) = match self.division {
-            Division::Persistent => (multiprocessors / CLUSTER * CLUSTER, THREADS),
+            Division::Persistent | Division::Beside => (multiprocessors / CLUSTER * CLUSTER, THREADS),
             Division::Split(_) => (self.blocks(rows, width), SPLIT_THREADS),
         };
         let shared_bytes = self.shared_bytes();
@@ -203,11 +210,12 @@ mod tests {
     fn every_entry_fits_a_multiprocessor_and_its_file_knows_the_same_sizes() {
         for entry in WIDE {
             let (name, columns) = (entry.entry, entry.columns);
-            let most = if entry.division == Division::Persistent { 227 << 10 } else { 113 << 10 };
+            let most = if matches!(entry.division, Division::Split(_)) { 113 << 10 } else { 227 << 10 };
             assert!(entry.shared_bytes() <= most, "{name}");
             let result = format!("{:?}", entry.result);
             let line = match (entry.division, entry.result) {
-                (_, WideResult::Head) => format!("multiply<{result}, {columns}>"),
+                (Division::Beside, _) => format!("HEAD({name}, {columns}, true)"),
+                (_, WideResult::Head) => format!("HEAD({name}, {columns})"),
                 (_, WideResult::Rotated(head_dim)) => format!("ROTATED({name}, {head_dim}, {columns})"),
                 (Division::Persistent, _) => format!("WIDE({name}, {result}, {columns})"),
                 _ => format!("SPLIT({name}, {}, {})", result.to_uppercase(), entry.split()),
@@ -241,11 +249,12 @@ mod tests {
 
     #[test]
     fn shapes_that_the_copy_engine_cannot_take_are_left_to_others() {
-        let [gated, _, _, plain, _, head, ..] = WIDE;
+        let [gated, _, _, plain, _, head, beside, ..] = WIDE;
         assert!(gated.takes(520, 28_672, 4096) && plain.takes(8183, 1152, 896));
         assert!(!gated.takes(520, 24, 4096) && plain.takes(520, 24, 4096));
         assert!(!plain.takes(520, 24, 4092) && !plain.takes(191, 24, 4096));
         assert!(head.takes(256, 32_003, 896) && !head.takes(191, 32_003, 896) && !head.takes(256, 32_003, 892));
+        assert!(beside.takes(64, 32_003, 896) && !beside.takes(31, 32_003, 896) && !beside.takes(129, 32_003, 896));
     }
 
     #[test]
@@ -262,7 +271,7 @@ mod tests {
     #[test]
     fn there_is_room_for_the_likeliest_of_each_part_of_every_row() {
         assert_eq!([head_parts(151_936), head_parts(128_256), head_parts(1)], [594, 501, 1]);
-        assert_eq!([head_bests(191, 151_936), head_bests(512, 151_936)], [0, 512 * 594]);
+        assert_eq!([head_bests(31, 151_936), head_bests(512, 151_936)], [0, 512 * 594]);
     }
 
     #[test]

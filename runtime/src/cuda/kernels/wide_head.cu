@@ -1,4 +1,5 @@
-// The head of a step of many rows, on Hopper: logits = x W^T, and of each row the likeliest token of each 256 columns.
+// The head of a step of some dozens of rows or more, on Hopper: logits = x W^T, and of each row the likeliest token of each
+// 256 columns. wide_head_n256; wide_head_beside_n256 for up to 128 rows.
 //
 // x, w, maps and grid as in wide.cuh; any n. logits [rows, row_stride] f32, row_stride even and at least n: written only for
 // rows whose parameters say that somebody will read them (null: for none). bests [rows, ceil(n / 256)]: the likeliest token
@@ -78,8 +79,12 @@ struct Head {
   }
 };
 
-KERNEL void __launch_bounds__(THREADS, 1)
-wide_head_n256(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const SampleRow* sample_rows,
-               float* logits, u64* bests, int rows, int n, int k, int row_stride) {
-  multiply<Head, 256>(&x_map, &w_map, {sample_rows, logits, bests, rows, n, k, row_stride});
-}
+#define HEAD(NAME, ...)                                                                                                      \
+  KERNEL void __launch_bounds__(THREADS, 1)                                                                                  \
+  NAME(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map, const SampleRow* sample_rows,       \
+       float* logits, u64* bests, int rows, int n, int k, int row_stride) {                                                  \
+    multiply<Head, __VA_ARGS__>(&x_map, &w_map, {sample_rows, logits, bests, rows, n, k, row_stride});                       \
+  }
+HEAD(wide_head_n256, 256)
+HEAD(wide_head_beside_n256, 256, true)
+#undef HEAD
