@@ -98,7 +98,7 @@ impl Values {
             x: card.upload(&self.x)?,
             h: card.upload(&self.h)?,
             normed: card.poisoned(room * layer.hidden * 2)?,
-            squares: card.poisoned(room * layer.hidden / 16 * 4 + 4096)?,
+            squares: card.poisoned(room * layer.hidden / 16 * 4)?,
             inner: card.poisoned(rows * layer.inner * 2)?,
             count,
             norms: card.upload(&self.norms)?,
@@ -268,21 +268,7 @@ pub fn time(card: &Card) -> Outcome {
             let weights = |i: usize| pool.pointer() + (i % (POOL_BYTES / bytes) * bytes) as u64;
             let us = card.time(ROUNDS, |i| run(card, &layer, rows, weights(i), &buffers))?;
             line(&format!("{} chain_linear rows {rows}", shape.name), us, bytes as f64);
-            trace(&layer, &buffers)?;
         }
-    }
-    Ok(())
-}
-
-fn trace(layer: &Layer, b: &Buffers) -> Outcome {
-    if std::env::var_os("CHAIN_TRACE").is_none() {
-        return Ok(());
-    }
-    let bytes = b.squares.read((64 * layer.hidden / 16 * 4) as u64, 4096)?;
-    let words: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-    for block in words.chunks(32).take(8) {
-        let first = block[0];
-        println!("   {:?}", block.iter().take(32).map(|w| w.wrapping_sub(first) as i32).collect::<Vec<_>>());
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 // All products between the attention of one layer and that of the next, for up to 64 rows, in one launch on Hopper:
 //
-//   h = residual + x Wo^T;  a = silu(g) u of norm(h) Wgu^T;  h = h + a Wd^T;  q, k, v = norm(h) Wqkv^T + bias, turned, to the cache
+//   h = residual + x Wo^T;  a = silu(g) u of norm(h) Wgu^T;  h = h + a Wd^T;
+//   q, k, v = norm(h) Wqkv^T + bias, turned, k and v to the cache
 //
-// x [rows, attention], residual and h [rows, hidden], which may be one, a [rows, inner], qkv [rows, qkv] (only its queries are written), weights
-// [hidden, attention], [2 inner, hidden], [hidden, inner], [qkv, hidden], norms [hidden], all bf16; sums in f32; caches and
-// tables as in linear.cuh. hidden and qkv multiples of 64, the others of 8, head_dim / 2 of 32; hidden up to 960,
-// attention and inner up to 6,144. Without qkv the last product falls away. Scratch: normed [64, hidden] bf16, squares
-// [64, hidden / 16] f32; count: one u64 that begins at zero and is no other kernel's.
+// x [rows, attention], residual and h [rows, hidden], which may be one, a [rows, inner], qkv [rows, qkv] (only its queries
+// are written), weights [hidden, attention], [2 inner, hidden], [hidden, inner], [qkv, hidden], norms [hidden], all bf16;
+// sums in f32; caches and tables as in linear.cuh. hidden and qkv multiples of 64, the others of 8, head_dim / 2 of 32;
+// hidden up to 960, attention and inner up to 6,144. Without qkv the last product falls away. Scratch: normed [64, hidden]
+// bf16, squares [64, hidden / 16] f32; count: one u64 that begins at zero and is no other kernel's.
 // Maps: boxes of 64 rows of x, normed and a; of weights 64 rows (o, down), 48 (gate_up), 32 (qkv).
 //
 // A tile is 64 rows by 64 rows of weights (gate_up: 96, so that every multiprocessor has one); the blocks of a cluster of 8
@@ -14,9 +15,11 @@
 // norms: who finishes a row of h also writes h times the norm's weights, and sums of its squares; the product behind scales
 // its rows by what they come to. All blocks run at a time and wait for one another between products, counting in global
 // memory; weights of the next product are under way by then.
-// Grid: y = blocks; 256 threads: four warps compute, one brings weights, one rows, two
-// find what rows are scaled by; dynamic shared memory: see chain.rs.
-// Expected: 64 rows on an H200, 0.5B: see BENCHMARKS.md; bytes of weights would take 6.8 us.
+// Grid: y = blocks, all of which run at a time; 256 threads: four warps compute, one brings weights, one rows, two find what
+// rows are scaled by; dynamic shared memory: see chain.rs.
+// Expected: 64 rows of the 0.5B shape on an H200 (2026-11-28) 20 us, where its seven kernels took 27; bytes of weights would
+// take 6.8. Each product waits some 2,500 cycles for the one before and 1,200 for its first rows; the gated one takes 7,000,
+// because all blocks together get no more than about 5.5 TB/s out of L2.
 
 #define DEPTH 64  // of k at a time: a row of 128 bytes
 #define ROWS 64
@@ -130,9 +133,8 @@ template <Which W> DEVICE void bring_weights(const Block& b, const Product& p, c
   }
 }
 
-// Rows, or a block's part of their columns, once for all tiles of a product. Those of the product before are not needed
-// any more.
-// From when the count is `until`; those who compute are told of it after.
+// Rows, or a block's part of their columns, once for all tiles of a product: when the count is `until`, and those of the
+// product before are not needed any more. Those who compute are told of it.
 template <Which W> DEVICE void bring_rows(const Block& b, const Product& p, const u64* count, u64 until) {
   const int rounds = b.rounds<W>(p);
   const Share s = b.share<W>(p, 0);
@@ -330,7 +332,10 @@ struct Computing {
       const int column = s.tile * COLUMNS + at;
       const bool there = r < c.rows;
       u32x2 before = {{0, 0}}, weights = {{0, 0}};
-      if (there) before = load_fresh8((W == O ? c.residual : c.h) + (u64)r * c.hidden + column), weights = *(const u32x2*)(p.norm_after + column);
+      if (there) {
+        before = load_fresh8((W == O ? c.residual : c.h) + (u64)r * c.hidden + column);
+        weights = *(const u32x2*)(p.norm_after + column);
+      }
       float d[COLUMNS / 8][4];
       multiply<W>(d, s.steps, round == 0);
       exchange<W>(d, round);
@@ -399,9 +404,9 @@ KERNEL void __launch_bounds__(THREADS, 1)
 chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap o_map,
              const __grid_constant__ TensorMap normed_map, const __grid_constant__ TensorMap gate_up_map,
              const __grid_constant__ TensorMap inner_map, const __grid_constant__ TensorMap down_map,
-             const __grid_constant__ TensorMap qkv_map, const bf16* residual, bf16* h, bf16* normed, float* squares, bf16* inner, u64* count,
-             const bf16* mlp_norm, const bf16* next_norm, const bf16* qkv_bias, bf16* qkv_out, const int* positions,
-             const int* slots, const float* cos_table, const float* sin_table, bf16* key_cache, bf16* value_cache, int rows,
+             const __grid_constant__ TensorMap qkv_map, const bf16* residual, bf16* h, bf16* normed, float* squares,
+             bf16* inner, u64* count, const bf16* mlp_norm, const bf16* next_norm, const bf16* qkv_bias, bf16* qkv_out,
+             const int* positions, const int* slots, const float* cos_table, const float* sin_table, bf16* key_cache, bf16* value_cache, int rows,
              int hidden, int attention, int inner_width, int qkv_width, int heads, int kv_heads, int head_dim, float mlp_eps,
              float next_eps) {
   DYNAMIC_SHARED(shared);
@@ -430,7 +435,8 @@ chain_linear(const __grid_constant__ TensorMap x_map, const __grid_constant__ Te
     bring_weights<QKV>(b, qkv, places, ring);
   }
   if (threadIdx.x >= COMPUTING) __syncwarp();
-  if (threadIdx.x < COMPUTING || threadIdx.x >= COMPUTING + 32) cluster_wait();  // all have begun: their memory may be written
+  // All have begun: their memory may be written. The warp that brings weights does not write to others'.
+  if (threadIdx.x < COMPUTING || threadIdx.x >= COMPUTING + 32) cluster_wait();
   if (threadIdx.x == COMPUTING + 32) {
     bring_rows<O>(b, o, count, 0);
     const u64 each = WAITS * (u64)gridDim.y, now = count_now(count), before = now - now % each;
