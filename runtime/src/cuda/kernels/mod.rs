@@ -132,14 +132,7 @@ pub const FILES: [KernelFile; 19] = [
     file!(
         "wide_rotated",
         Variants::Hopper,
-        [
-            "wide_rotated_n256_d64",
-            "wide_rotated_n192_d64",
-            "wide_rotated_n128_d64",
-            "wide_rotated_n64_d64",
-            "wide_rotated_n256_d128",
-            "wide_rotated_n128_d128",
-        ]
+        ["wide_rotated_n192_d64", "wide_rotated_n64_d64", "wide_rotated_n256_d128",]
     ),
     file!("wide_head", Variants::Hopper, ["wide_head_n256", "wide_head_beside_n256"]),
     file!("split_linear", Variants::Hopper, ["split_gated", "split_plain_s4", "split_plain_s8"]),
