@@ -95,14 +95,14 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::DecodeStep,
-        points: &[(1, 4.17), (8, 4.81), (32, 5.57), (64, 6.88), (128, 9.23), (256, 15.44)],
+        points: &[(1, 4.16), (8, 4.74), (32, 5.64), (64, 6.83), (128, 9.18), (256, 15.24)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::DecodeStep,
-        points: &[(1, 0.546), (8, 0.599), (32, 0.888), (64, 1.074), (128, 1.482), (256, 2.029)],
+        points: &[(1, 0.541), (8, 0.603), (32, 0.777), (64, 0.889), (128, 1.475), (256, 1.888)],
         source: MSERVE_SOURCE,
     },
     Measured {
@@ -137,14 +137,14 @@ pub const MEASURED: &[Measured] = &[
         engine: Engine::Mserve,
         model: Shape::Large,
         what: What::Served,
-        points: &[(1, 1e3 / 235.4), (8, 1e3 / 1310.5), (64, 1e3 / 3523.3), (256, 1e3 / 4246.7)],
+        points: &[(1, 1e3 / 235.4), (8, 1e3 / 1310.5), (64, 1e3 / 3523.3), (256, 1e3 / 4314.2)],
         source: MSERVE_SOURCE,
     },
     Measured {
         engine: Engine::Mserve,
         model: Shape::Small,
         what: What::Served,
-        points: &[(1, 1e3 / 1889.4), (8, 1e3 / 11597.6), (64, 1e3 / 35283.8), (256, 1e3 / 52270.6)],
+        points: &[(1, 1e3 / 1889.4), (8, 1e3 / 11597.6), (64, 1e3 / 35283.8), (256, 1e3 / 54516.8)],
         source: MSERVE_SOURCE,
     },
     // No engine of ours was measured on encoders: PyTorch stands for all.

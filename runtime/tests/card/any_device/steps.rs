@@ -69,8 +69,9 @@ pub fn sampling(params: SamplingParams, seed: u64) -> RowSampling {
     }
 }
 
+/// With logprobs: of a row that wants nothing but its likeliest token a card may keep no logits, and checks look at them.
 pub fn greedy() -> RowSampling {
-    sampling(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 0)
+    sampling(SamplingParams { temperature: 0.0, logprobs: Some(0), ..SamplingParams::default() }, 0)
 }
 
 pub fn random_tokens(seed: u64, len: usize, vocab: usize) -> Vec<u32> {
