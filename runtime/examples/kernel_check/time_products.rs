@@ -41,15 +41,14 @@ fn one(card: &Card, [weights, x, y]: [&DeviceMemory; 3], model: &str, p: &Produc
     let copies = (POOL_BYTES / bytes).min(32);
     let mut figures = vec![];
     for kernel in Products::ALL {
-        let n = if kernel.gated { p.n / 2 } else { p.n };
-        if !kernel.takes(rows as u32, n as u32, p.k as u32) || (kernel.gated && p.name != "gate_up") {
+        if !kernel.takes(rows as u32, p.n as u32, p.k as u32) {
             continue;
         }
         for overlap in [true, false] {
             if !overlap && rows > 1 {
                 continue;
             }
-            let geometry = Geometry { overlap, ..kernels::product(&kernel, n as u32) };
+            let geometry = Geometry { overlap, ..kernels::product(&kernel, p.n as u32) };
             let us = card.time(copies, |i| {
                 let at = pointer_at(weights, i * bytes);
                 let args = [
@@ -59,7 +58,7 @@ fn one(card: &Card, [weights, x, y]: [&DeviceMemory; 3], model: &str, p: &Produc
                     NULL,
                     pointer(y),
                     int(rows),
-                    int(n),
+                    int(p.n),
                     int(p.k),
                     int(usize::from(p.name == "head")),
                 ];

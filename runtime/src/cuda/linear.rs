@@ -105,7 +105,7 @@ impl Linears {
     pub fn candidates(&self, shape: &GemmShape, want: usize) -> Result<Vec<Choice>, CudaError> {
         let (m, n, k) = (shape.m as u32, shape.n as u32, shape.k as u32);
         let dense = shape.out_stride == shape.n;
-        let fits = |p: &Products| dense && !p.gated && p.takes(m, n, k);
+        let fits = |p: &Products| dense && p.takes(m, n, k);
         let own = Products::ALL.iter().enumerate().filter(|(_, p)| fits(p)).map(|(i, _)| Choice::Own(i));
         let wide = (0..WIDE.len()).filter(|&i| self.takes_wide(shape, i)).map(Choice::Wide);
         if *shape != shape.alone() {

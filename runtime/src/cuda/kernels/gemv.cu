@@ -5,7 +5,6 @@
 //   skinny_t{T}_w{W}:     1..8 rows of x on the tensor cores: weights go from global memory straight into fragments of
 //                         mma.m16n8k16, x is the 8-wide operand. 16 T rows of weights a block of W warps, which divide k.
 //                         k a multiple of 32, n of 16 T. Grid: n / (16 T) blocks of 32 W threads.
-//   skinny_silu_mul_w{W}: y = silu(gate) * up, weights being [gate | up] by rows; n is the width of y. As T = 2.
 //
 // weights [n, k], x [m, k], bias [n], add and y [m, n] bf16; y f32 when out_f32. bias, add may be null; add may be y.
 // The first weights are fetched before waiting for the kernel before: under programmatic dependent launch a chain of
@@ -98,13 +97,13 @@ GEMV(1, 4, 2)
 
 // Piece j of a lane's k: 8 elements at j * 32 + (lane & 3) * 8, of rows lane / 4 and lane / 4 + 8 of each 16. A product
 // does not mind the order of k as long as weights and x agree.
-template <int T, int W, int U, bool GATED>
+template <int T, int W, int U>
 DEVICE void skinny_rows(const bf16* __restrict__ weights, const bf16* x, const Epilogue& epilogue, int rows, int k) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3, pieces = k >> 5;
-  const int row0 = blockIdx.x * (GATED ? 16 : 16 * T);
+  const int row0 = blockIdx.x * 16 * T;
   const bf16* from[T];
 #pragma unroll
-  for (int t = 0; t < T; t++) from[t] = weights + (u64)(row0 + (GATED ? t * epilogue.n : t * 16) + g) * k + c * 8;
+  for (int t = 0; t < T; t++) from[t] = weights + (u64)(row0 + t * 16 + g) * k + c * 8;
   u32x4 w[U][T][2];
   const auto load = [&](int j) {
 #pragma unroll
@@ -146,29 +145,23 @@ DEVICE void skinny_rows(const bf16* __restrict__ weights, const bf16* x, const E
 #pragma unroll
     for (int e = 0; e < 4; e++) shares[warp][t][g + (e >> 1) * 8][c * 2 + (e & 1)] = sum[t][e];
   __syncthreads();
-  for (int i = threadIdx.x; i < (GATED ? 16 : 16 * T) * rows; i += W * 32) {
-    const int r = i & 15, t = GATED ? 0 : (i >> 4) % T, m = GATED ? i >> 4 : (i >> 4) / T;
-    float total = 0.f, up = 0.f;
+  for (int i = threadIdx.x; i < 16 * T * rows; i += W * 32) {
+    const int r = i & 15, t = (i >> 4) % T, m = (i >> 4) / T;
+    float total = 0.f;
 #pragma unroll
-    for (int s = 0; s < W; s++) {
-      total += shares[s][t][r][m];
-      if (GATED) up += shares[s][T - 1][r][m];
-    }
-    if (GATED) total = total / (1.f + exp2_fast(-total * LOG2E)) * up;
+    for (int s = 0; s < W; s++) total += shares[s][t][r][m];
     epilogue.store(m, row0 + t * 16 + r, total);
   }
 }
 
-#define SKINNY(NAME, T, W, U, GATED)                                                                              \
+#define SKINNY(NAME, T, W, U)                                                                                     \
   KERNEL void __launch_bounds__(W * 32)                                                                           \
       NAME(const bf16* weights, const bf16* x, const bf16* bias, const bf16* add, void* y, int rows, int n,       \
            int k, int out_f32) {                                                                                  \
-    skinny_rows<T, W, U, GATED>(weights, x, Epilogue{bias, add, y, n, out_f32}, rows, k);                         \
+    skinny_rows<T, W, U>(weights, x, Epilogue{bias, add, y, n, out_f32}, rows, k);                                \
   }
-SKINNY(skinny_t1_w4, 1, 4, 4, false)
-SKINNY(skinny_t1_w8, 1, 8, 4, false)
-SKINNY(skinny_t1_w16, 1, 16, 4, false)
-SKINNY(skinny_t2_w8, 2, 8, 2, false)
-SKINNY(skinny_t2_w16, 2, 16, 2, false)
-SKINNY(skinny_silu_mul_w4, 2, 4, 2, true)
-SKINNY(skinny_silu_mul_w8, 2, 8, 2, true)
+SKINNY(skinny_t1_w4, 1, 4, 4)
+SKINNY(skinny_t1_w8, 1, 8, 4)
+SKINNY(skinny_t1_w16, 1, 16, 4)
+SKINNY(skinny_t2_w8, 2, 8, 2)
+SKINNY(skinny_t2_w16, 2, 16, 2)

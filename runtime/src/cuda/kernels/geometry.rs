@@ -138,37 +138,33 @@ pub struct Products {
     /// n and k must be multiples.
     pub n_multiple: u32,
     pub k_multiple: u32,
-    /// y = silu(gate) * up instead of the plain product.
-    pub gated: bool,
     rows_per_block: u32,
     threads: u32,
 }
 
 const fn gemv(entry: &'static str, rows_per_block: u32) -> Products {
-    Products { entry, rows_max: 1, n_multiple: 1, k_multiple: 8, gated: false, rows_per_block, threads: 128 }
+    Products { entry, rows_max: 1, n_multiple: 1, k_multiple: 8, rows_per_block, threads: 128 }
 }
 
-const fn skinny(entry: &'static str, tiles: u32, warps: u32, gated: bool) -> Products {
+const fn skinny(entry: &'static str, tiles: u32, warps: u32) -> Products {
     let n = 16 * tiles;
-    Products { entry, rows_max: 8, n_multiple: n, k_multiple: 32, gated, rows_per_block: n, threads: 32 * warps }
+    Products { entry, rows_max: 8, n_multiple: n, k_multiple: 32, rows_per_block: n, threads: 32 * warps }
 }
 
 impl Products {
     /// Every variant, to be measured once per shape beside cuBLASLt's algorithms.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 11] = [
         gemv("gemv_r1_u4_s1", 4),
         gemv("gemv_r2_u4_s1", 8),
         gemv("gemv_r4_u2_s1", 16),
         gemv("gemv_r1_u4_s4", 1),
         gemv("gemv_r2_u4_s4", 2),
         gemv("gemv_r1_u4_s2", 2),
-        skinny("skinny_t1_w4", 1, 4, false),
-        skinny("skinny_t1_w8", 1, 8, false),
-        skinny("skinny_t1_w16", 1, 16, false),
-        skinny("skinny_t2_w8", 2, 8, false),
-        skinny("skinny_t2_w16", 2, 16, false),
-        skinny("skinny_silu_mul_w4", 1, 4, true),
-        skinny("skinny_silu_mul_w8", 1, 8, true),
+        skinny("skinny_t1_w4", 1, 4),
+        skinny("skinny_t1_w8", 1, 8),
+        skinny("skinny_t1_w16", 1, 16),
+        skinny("skinny_t2_w8", 2, 8),
+        skinny("skinny_t2_w16", 2, 16),
     ];
 
     pub fn takes(&self, rows: u32, n: u32, k: u32) -> bool {

@@ -99,8 +99,6 @@ pub const FILES: [KernelFile; 19] = [
             "skinny_t1_w16",
             "skinny_t2_w8",
             "skinny_t2_w16",
-            "skinny_silu_mul_w4",
-            "skinny_silu_mul_w8",
         ]
     ),
     file!(
