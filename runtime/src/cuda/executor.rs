@@ -115,6 +115,10 @@ impl Step<'_> {
             Rows::Sequences => self.shape.outputs,
         }
     }
+
+    const fn places(&self) -> RowPlaces {
+        RowPlaces { positions: self.positions, slots: self.slot_mapping }
+    }
 }
 
 impl Executor {
@@ -211,8 +215,8 @@ impl Executor {
     }
 
     unsafe fn linear(&mut self, op: &LinearOp, step: &Step<'_>) -> Result<(), CudaError> {
-        let rows = RowPlaces { positions: step.positions, slots: step.slot_mapping };
-        let operands = GemmOperands { sample_rows: Some(step.sample_rows), ..self.surfaces.operands(op, rows) };
+        let operands = self.surfaces.operands(op, step.places());
+        let operands = GemmOperands { sample_rows: Some(step.sample_rows), ..operands };
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step.
         unsafe { self.linears.run(&op.shape(step.rows(op.rows)), &operands) }
     }
@@ -222,11 +226,9 @@ impl Executor {
         let none = InputNorm { weight: 0, eps: 0.0 };
         let norm = op.norm.unwrap_or(none);
         let rows = step.rows(linear.rows) as u32;
-        let rotated = linear.rotated;
-        let table = rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| self.surfaces.ropes[r.rope]);
-        let (keys, values) = rotated.map_or((0, 0), |r| self.surfaces.layers[r.layer]);
-        let heads = rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
-        let args = [
+        let rotation = linear.rotated.map(|r| self.surfaces.rotation(&r, step.places())).unwrap_or_default();
+        let head_dim = linear.rotated.map_or(0, |r| r.heads.head_dim);
+        let mut args = vec![
             Arg::Pointer(linear.weight),
             Arg::Pointer(linear.x),
             Arg::Pointer(norm.weight),
@@ -238,16 +240,9 @@ impl Executor {
             Arg::Int(linear.k as i32),
             Arg::Float(norm.eps),
             Arg::Int(i32::from(linear.f32_out)),
-            Arg::Pointer(step.positions),
-            Arg::Pointer(step.slot_mapping),
-            Arg::Pointer(table.cos),
-            Arg::Pointer(table.sin),
-            Arg::Pointer(keys),
-            Arg::Pointer(values),
-            Arg::Int(heads.heads as i32),
-            Arg::Int(heads.kv_heads as i32),
-            Arg::Int(heads.head_dim as i32),
         ];
+        args.extend(rotation.places());
+        args.extend([rotation.heads, rotation.kv_heads, head_dim].map(|size| Arg::Int(size as i32)));
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step; the
         // kernel takes this shape (`kernels::fused_for`).
         unsafe { self.kernels.fused[op.kernel].launch(&kernel.geometry(rows, linear.n, op.clusters), &args) }

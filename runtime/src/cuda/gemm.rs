@@ -59,7 +59,7 @@ pub struct GemmOperands {
 }
 
 /// Where packed q, k and v go, and by how much they turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// `[m]` i32: rows of the tables, and places in the cache; a negative one is none.
     pub positions: DevicePointer,

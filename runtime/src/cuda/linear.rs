@@ -267,8 +267,7 @@ impl Launcher {
             WideResult::Rotated(_) => {
                 let rotation = rotation(operands)?;
                 args.extend([bias, out]);
-                args.extend(places(&rotation));
-                args.extend([rotation.keys, rotation.values].map(Arg::Pointer));
+                args.extend(rotation.places());
                 tail.extend([rotation.heads, rotation.kv_heads].map(|heads| Arg::Int(heads as i32)));
             }
             WideResult::Head => {
@@ -279,10 +278,11 @@ impl Launcher {
         args.extend([m, columns as u64, k].map(|size| Arg::Int(size as i32)));
         args.extend(tail);
         let geometry = wide.geometry(shape.m as u32, columns as u32, self.device.multiprocessors);
-        // SAFETY: the kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and
-        // `[m, n]` residual, a head the optional parameters of m rows; it writes `[m, columns]`, rows `out_stride` apart, and
-        // a head `head_bests`, for which there is room (`with_bests`); a rotated one follows the m positions and slots. The
-        // caller vouches for them; it takes this shape (`takes_wide`: with `bests` only, if a head).
+        // The kernel reads what its maps and rows say: `[n, k]` weights, `[m, k]` x, the optional `[n]` bias and `[m, n]`
+        // residual, a head the optional parameters of m rows; it writes `[m, columns]`, rows `out_stride` apart, and a head
+        // `head_bests`; a rotated one follows the m positions and slots.
+        // SAFETY: the caller vouches for all of these but `bests`, for which there is room (`with_bests`); it takes this
+        // shape (`takes_wide`: with `bests` only, if a head).
         unsafe { self.kernels.many_rows[index].launch(&geometry, &args) }
     }
 
@@ -321,10 +321,10 @@ impl Launcher {
         };
         // SAFETY: passed on from the caller.
         unsafe { self.launch(route, &shape.alone(), operands)? };
-        let Rotation { keys, values, heads, kv_heads, .. } = rotation;
-        let mut args = vec![Arg::Pointer(operands.out)];
-        args.extend(places(&rotation));
-        args.extend([0, 0, keys, values].map(Arg::Pointer)); // no norms
+        let Rotation { heads, kv_heads, .. } = rotation;
+        let [positions, slots, cos, sin, keys, values] = rotation.places();
+        let no_norm = Arg::Pointer(0);
+        let mut args = vec![Arg::Pointer(operands.out), positions, slots, cos, sin, no_norm, no_norm, keys, values];
         args.extend([shape.m as u32, heads, kv_heads, shape.rotated].map(|size| Arg::Int(size as i32)));
         args.extend([0.0, 0.0].map(Arg::Float));
         // SAFETY: reads and writes the product, `[m, n]`, and follows the positions and slots of m rows, which the caller
@@ -338,7 +338,9 @@ fn rotation(operands: &GemmOperands) -> Result<Rotation, CudaError> {
     operands.rotation.ok_or_else(missing)
 }
 
-/// In the order of both kernels that rotate.
-fn places(rotation: &Rotation) -> [Arg; 4] {
-    [rotation.positions, rotation.slots, rotation.cos, rotation.sin].map(Arg::Pointer)
+impl Rotation {
+    /// In the order of all kernels that rotate.
+    pub fn places(&self) -> [Arg; 6] {
+        [self.positions, self.slots, self.cos, self.sin, self.keys, self.values].map(Arg::Pointer)
+    }
 }

@@ -1,10 +1,10 @@
 //! The launch of `chain_linear.cu`.
 
-use super::{Executor, RopeTable, Step};
+use super::{Executor, Step};
 use crate::cuda::CudaError;
 use crate::cuda::kernels;
 use crate::cuda::module::Arg;
-use crate::cuda::plan::{ChainOp, HeadSizes};
+use crate::cuda::plan::ChainOp;
 use crate::cuda::tensor_map::matrix_map;
 
 impl Executor {
@@ -21,16 +21,14 @@ impl Executor {
         let x = |base, columns| map(base, rows, columns, kernels::CHAIN_ROWS);
         let [o_box, gate_up_box, down_box, qkv_box] = kernels::CHAIN_BOX_ROWS;
         let next = op.next.as_ref();
-        let rotated = next.map(|n| n.rotated);
-        let heads = rotated.map_or(HeadSizes { heads: 0, kv_heads: 0, head_dim: 0 }, |r| r.heads);
-        let table = rotated.map_or(RopeTable { cos: 0, sin: 0, rotary: 0 }, |r| s.ropes[r.rope]);
-        let (keys, values) = rotated.map_or((0, 0), |r| s.layers[r.layer]);
+        let rotation = next.map(|n| s.rotation(&n.rotated, step.places())).unwrap_or_default();
+        let head_dim = next.map_or(0, |n| n.rotated.heads.head_dim);
         let norm = next.map_or(op.mlp_norm, |n| n.norm);
         let qkv = next.map_or(0, |n| n.n);
         // Without a next layer the map is not used, but must be one.
         let no_next = (hidden, attention, op.o);
         let (qkv_rows, qkv_columns, qkv_weight) = next.map_or(no_next, |n| (u64::from(n.n), hidden, n.weight));
-        let args = [
+        let mut args = vec![
             x(op.x, attention)?,
             map(op.o, hidden, attention, o_box)?,
             x(s.chain.normed, hidden)?,
@@ -48,23 +46,12 @@ impl Executor {
             Arg::Pointer(norm.weight),
             Arg::Pointer(next.and_then(|n| n.bias).unwrap_or(0)),
             Arg::Pointer(next.map_or(0, |n| n.out)),
-            Arg::Pointer(step.positions),
-            Arg::Pointer(step.slot_mapping),
-            Arg::Pointer(table.cos),
-            Arg::Pointer(table.sin),
-            Arg::Pointer(keys),
-            Arg::Pointer(values),
-            Arg::Int(rows as i32),
-            Arg::Int(sizes.hidden as i32),
-            Arg::Int(sizes.attention as i32),
-            Arg::Int(sizes.inner as i32),
-            Arg::Int(qkv as i32),
-            Arg::Int(heads.heads as i32),
-            Arg::Int(heads.kv_heads as i32),
-            Arg::Int(heads.head_dim as i32),
-            Arg::Float(op.mlp_norm.eps),
-            Arg::Float(norm.eps),
         ];
+        args.extend(rotation.places());
+        let widths = [sizes.hidden, sizes.attention, sizes.inner, qkv];
+        let heads = [rotation.heads, rotation.kv_heads, head_dim];
+        args.extend([rows as u32].into_iter().chain(widths).chain(heads).map(|size| Arg::Int(size as i32)));
+        args.extend([op.mlp_norm.eps, norm.eps].map(Arg::Float));
         // SAFETY: passed on from the caller: the operands are buffers of the plan, at least as large as the step, scratch is
         // as large as the most rows that the list of ops is for; the kernel takes these sizes (`kernels::chain_for`).
         unsafe { kernel.launch(&sizes, &args) }

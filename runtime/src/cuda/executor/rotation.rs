@@ -23,7 +23,7 @@ impl Surfaces {
         self.operands(op, self.no_places)
     }
 
-    fn rotation(&self, output: &RotatedOutput, rows: RowPlaces) -> Rotation {
+    pub(super) fn rotation(&self, output: &RotatedOutput, rows: RowPlaces) -> Rotation {
         let (table, (keys, values)) = (self.ropes[output.rope], self.layers[output.layer]);
         Rotation {
             positions: rows.positions,
