@@ -74,34 +74,31 @@ type Replacement = (usize, DeviceOp);
 
 impl Fusion<'_> {
     fn run(&self) -> Vec<DeviceOp> {
+        self.with(|at| self.chain(at).or_else(|| self.replacement(at)).or_else(|| self.pair(at)))
+    }
+
+    /// All ops, products together with the gates and rotations behind them.
+    fn pairs(&self) -> Vec<DeviceOp> {
+        self.with(|at| self.pair(at))
+    }
+
+    /// All ops, some of them replaced.
+    fn with(&self, replacement: impl Fn(usize) -> Option<Replacement>) -> Vec<DeviceOp> {
         let mut out = Vec::with_capacity(self.ops.len());
         let mut at = 0;
         while at < self.ops.len() {
-            let pair = || self.pair(at).map(|op| (2, op));
-            let (count, op) =
-                self.chain(at).or_else(|| self.replacement(at)).or_else(pair).unwrap_or((1, self.ops[at]));
+            let (count, op) = replacement(at).unwrap_or((1, self.ops[at]));
             out.push(op);
             at += count;
         }
         out
     }
 
-    /// All ops, products together with the gates and rotations behind them.
-    fn pairs(&self) -> Vec<DeviceOp> {
-        let mut out = Vec::with_capacity(self.ops.len());
-        let mut at = 0;
-        while at < self.ops.len() {
-            let pair = self.pair(at);
-            at += if pair.is_some() { 2 } else { 1 };
-            out.push(pair.unwrap_or_else(|| self.ops[at - 1]));
-        }
-        out
-    }
-
     /// The product at `at` and what follows, where one kernel may do both with this many rows.
-    fn pair(&self, at: usize) -> Option<DeviceOp> {
-        let gated = || self.gated(at).filter(|_| self.rows >= GATED_ROWS);
-        gated().or_else(|| self.rotated(at).filter(|_| self.rows >= ROTATED_ROWS))
+    fn pair(&self, at: usize) -> Option<Replacement> {
+        let gated = self.gated(at).filter(|_| self.rows >= GATED_ROWS);
+        let op = gated.or_else(|| self.rotated(at).filter(|_| self.rows >= ROTATED_ROWS))?;
+        Some((2, op))
     }
 
     /// The product at `at` and the rotation after it.
@@ -184,21 +181,16 @@ impl Fusion<'_> {
 
     /// Norm, product and rotation in front of an attention.
     fn next_qkv(&self, at: usize, hidden: u32) -> Option<NextQkv> {
-        let &[
-            DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. },
-            DeviceOp::Linear(qkv),
-            DeviceOp::RopeKvWrite { heads, rope: Some(rope), q_norm: None, k_norm: None, layer, whole: true, .. },
-        ] = self.ops.get(at..at + 3)?
+        let &[DeviceOp::Norm { weight, add: None, eps, offset: 0.0, .. }, DeviceOp::Linear(qkv)] =
+            self.ops.get(at..at + 2)?
         else {
             return None;
         };
-        let alone = self.read_only_by(self.output_of(at)?, &[at + 1])
-            && self.read_only_by(self.output_of(at + 1)?, &[at + 2, at + 3]);
-        let bare = qkv.residual.is_none() && qkv.out_stride == qkv.n && qkv.k == hidden;
-        let rotated = RotatedOutput { heads, rope, layer };
+        let rotated = self.rotation(at + 1, &qkv)?;
+        let alone = self.read_only_by(self.output_of(at)?, &[at + 1]);
         let norm = InputNorm { weight, eps };
         let next = NextQkv { norm, weight: qkv.weight, bias: qkv.bias, out: qkv.out, n: qkv.n, rotated };
-        (alone && bare).then_some(next)
+        (alone && qkv.out_stride == qkv.n && qkv.k == hidden).then_some(next)
     }
 
     /// The buffer that an op of a chain writes.
